@@ -1,7 +1,8 @@
-"""Drives CMake for the native core; the metadata are in pyproject.toml, the sources in CMakeLists.txt.
+"""Drives CMake for the native core; metadata are in pyproject.toml, sources in CMakeLists.txt.
 
-FASTFSS_BUILD chooses what is built: "auto" (CPU; CUDA too where nvcc and a GPU, or FASTFSS_CUDA_ARCHS,
-are given), "cpu", "cuda" or "python" (no native code at all). What was asked for and fails is an error.
+FASTFSS_BUILD chooses what is built: "auto" (CPU; CUDA too where nvcc and a GPU, or nvcc and
+FASTFSS_CUDA_ARCHS, are given), "cpu", "cuda" or "python" (no native code at all). What was asked
+for and fails is an error.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ def wants_cuda(mode: str) -> bool:
     asked = mode == "cuda" or (mode == "auto" and bool(os.environ.get("FASTFSS_CUDA_ARCHS")))
     if asked and find_nvcc() is None:
         sys.exit(
-            "fastfss: a CUDA build was asked for (FASTFSS_BUILD=cuda or FASTFSS_CUDA_ARCHS), but nvcc "
-            "was not found; install the CUDA toolkit or set CUDA_HOME, or use FASTFSS_BUILD=cpu"
+            "fastfss: a CUDA build was asked for (FASTFSS_BUILD=cuda or FASTFSS_CUDA_ARCHS), but "
+            "nvcc was not found; install the CUDA toolkit or set CUDA_HOME, or use "
+            "FASTFSS_BUILD=cpu"
         )
     return asked or (mode == "auto" and find_nvcc() is not None and has_gpu())
 
@@ -63,8 +65,8 @@ class CMakeBuild(build_ext):
             archs = os.environ.get("FASTFSS_CUDA_ARCHS")
             if archs is None and not has_gpu():
                 sys.exit(
-                    "fastfss: FASTFSS_BUILD=cuda on a machine without a GPU needs FASTFSS_CUDA_ARCHS, "
-                    'for example FASTFSS_CUDA_ARCHS="80;90"'
+                    "fastfss: FASTFSS_BUILD=cuda on a machine without a GPU needs "
+                    'FASTFSS_CUDA_ARCHS, for example FASTFSS_CUDA_ARCHS="80;90"'
                 )
             configure += ["-DFASTFSS_CUDA=ON", f"-DFASTFSS_CUDA_ARCHS={archs or 'native'}"]
             configure.append(f"-DCMAKE_CUDA_COMPILER={find_nvcc()}")
@@ -73,9 +75,10 @@ class CMakeBuild(build_ext):
                 subprocess.run(command, check=True)
             except (FileNotFoundError, subprocess.CalledProcessError) as error:
                 sys.exit(
-                    f"fastfss: building the native core failed ({error}); the compiler's own message "
-                    "stands above. It needs a C++20 compiler with OpenMP (g++ >= 11 or clang >= 14); "
-                    "FASTFSS_BUILD=python installs without native code, slower but complete."
+                    f"fastfss: building the native core failed ({error}); the compiler's own "
+                    "message stands above. It needs a C++20 compiler with OpenMP (g++ >= 11 or "
+                    "clang >= 14); FASTFSS_BUILD=python installs without native code, slower but "
+                    "complete."
                 )
 
 

@@ -1,5 +1,5 @@
-// fastfss._native: the operations, bound for Python. Tensors arrive as (address, dtype, sizes, strides);
-// the checks are made in Python (fastfss/ops), where the error messages are.
+// fastfss._native: the operations, bound for Python. Tensors arrive as (address, dtype, sizes,
+// strides); the checks are made in Python (fastfss/ops), where the error messages are.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,8 +13,8 @@ namespace py = pybind11;
 
 namespace pybind11::detail {
 
-// (data_ptr: int, dtype: int, sizes: tuple, strides: tuple), as fastfss/ops/_native_call.py makes it.
-// Read with the C API: 0.1 us against 1 us through generic casts.
+// (data_ptr: int, dtype: int, sizes: tuple, strides: tuple), as fastfss/ops/_native_call.py makes
+// it. Read with the C API: 0.1 us against 1 us through generic casts.
 template <>
 struct type_caster<fastfss::TensorView> {
   PYBIND11_TYPE_CASTER(fastfss::TensorView, const_name("tuple[int, int, tuple, tuple]"));

@@ -1,5 +1,5 @@
-// From an operation's name to its code for this CPU. Compiled for the portable set, like the module:
-// nothing here may run an instruction that the CPU lacks.
+// From an operation's name to its code for this CPU. Compiled for the portable set, like the
+// module: nothing here may run an instruction that the CPU lacks.
 #include <stdexcept>
 
 #include "fastfss/isa.h"

@@ -21,8 +21,8 @@ struct Features {
 
 bool os_permits_amx() {
 #if defined(__linux__)
-  // Tile registers are 8 KiB of state that Linux hands out on request: arch_prctl(ARCH_REQ_XCOMP_PERM,
-  // XTILEDATA), once per process.
+  // Tile registers are 8 KiB of state that Linux hands out on request:
+  // arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA), once per process.
   constexpr long kRequestPermission = 0x1023;
   constexpr long kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

@@ -34,7 +34,7 @@ explainers: dict[str, Callable[..., Explanation]] = {}
 
 
 def explain(operation: str, *args: Any, **kwargs: Any) -> Explanation:
-    """Tell which backend would serve `fastfss.ops.<operation>(*args, **kwargs)` and why not the others.
+    """Tell which backend would serve a call of `fastfss.ops.<operation>`, and why not the others.
 
     Nothing is computed; the arguments are checked as the operation itself would.
 

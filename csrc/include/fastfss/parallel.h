@@ -6,8 +6,8 @@
 
 namespace fastfss::FASTFSS_ISA {
 
-// body(begin, end) over [0, count) in equal consecutive pieces, one a thread. The calling thread works
-// alone where one thread is asked for, so that nothing is woken up.
+// body(begin, end) over [0, count) in equal consecutive pieces, one a thread. The calling thread
+// works alone where one thread is asked for, so that nothing is woken up.
 template <class Body>
 void parallel_for(int64_t count, int threads, const Body& body) {
   const int64_t used = std::min<int64_t>(threads, count);

@@ -1,4 +1,5 @@
-// What an operation sees of a torch tensor: an address, a dtype, sizes and strides. No torch headers.
+// What an operation sees of a torch tensor: an address, a dtype, sizes and strides. No torch
+// headers.
 #pragma once
 
 #include <array>
