@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastfss.data.images import ImageLike, MaskLike, read_image, read_mask
+from fastfss.data import ImageLike, MaskLike, read_image, read_mask
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.result import Result
 from fastfss.task import Task
 
 Images = Tensor | Sequence[Tensor]
-Self = TypeVar("Self", bound="FewShotSegmenter")
+Model = TypeVar("Model", bound="FewShotSegmenter")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +62,20 @@ class FewShotSegmenter(nn.Module):
         layers: the feature maps that the method reads; several are resized to the first one's grid
             and concatenated.
         size: the longer side in pixels to which `fit` and `predict` bring images; None keeps them.
+        normalize_layers: whether each of several feature maps is brought to unit length at every
+            position before they are joined, so that all weigh the same in a cosine.
     """
 
     method: ClassVar[str]
 
-    def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        layers: Sequence[str],
+        size: int | None = None,
+        *,
+        normalize_layers: bool = False,
+    ) -> None:
         super().__init__()
         if not layers:
             raise expected("layers", "at least one name", "none")
@@ -77,6 +86,7 @@ class FewShotSegmenter(nn.Module):
         self.encoder = encoder
         self.layers = tuple(layers)
         self.size = size
+        self.normalize_layers = normalize_layers
         self.weights_origin = "random"
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self._origin_fingerprint: str | None = None
@@ -110,6 +120,8 @@ class FewShotSegmenter(nn.Module):
         first = maps[self.layers[0]]
         if len(self.layers) == 1:
             return first
+        if self.normalize_layers:
+            maps = {name: F.normalize(m, dim=1) for name, m in maps.items()}
         size = first.shape[-2:]
         resized = [
             m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=True)
@@ -117,7 +129,7 @@ class FewShotSegmenter(nn.Module):
         ]
         return torch.cat(resized, dim=1)
 
-    def train(self: Self, mode: bool = True) -> Self:
+    def train(self: Model, mode: bool = True) -> Model:
         """Training mode, with every batch norm left in evaluation mode."""
         super().train(mode)
         for module in self.modules():
@@ -126,8 +138,8 @@ class FewShotSegmenter(nn.Module):
         return self
 
     def for_inference(
-        self: Self, *, dtype: torch.dtype = torch.float32, channels_last: bool = True
-    ) -> Self:
+        self: Model, *, dtype: torch.dtype = torch.float32, channels_last: bool = True
+    ) -> Model:
         """A copy for prediction alone: batch norm folded into the convolutions, no gradients.
 
         Equal to the model to about 1e-5 relative in float32.
@@ -215,17 +227,11 @@ class FewShotSegmenter(nn.Module):
         mine = Task(self.method, {"-": torch.empty(1, 1)}, settings=self.settings())
         for one in tasks:
             mine.check_compatible(one)
-        started = time.perf_counter()
         image = read_image(query, argument="query")
         size = (image.shape[1], image.shape[2])
         tasks = [one.to(self.device) for one in tasks]
         prediction = self.segment(self._prepare(image), tasks, output_size=size)
-        return Result.from_probabilities(
-            prediction.probabilities[0],
-            prediction.labels[0],
-            names=[one.name for one in tasks],
-            seconds=time.perf_counter() - started,
-        )
+        return _result(prediction, [one.name for one in tasks])
 
     @property
     def device(self) -> torch.device:
@@ -236,7 +242,7 @@ class FewShotSegmenter(nn.Module):
         """What a task of this model needs where it is used: encoder, layers, weights."""
         return {
             "encoder": self.encoder.name,
-            "layers": ",".join(self.layers),
+            "layers": ",".join(self.layers) + (" normalized" if self.normalize_layers else ""),
             "weights": self.fingerprint(),
         }
 
@@ -275,6 +281,24 @@ class FewShotSegmenter(nn.Module):
                 'an encoder file or "imagenet" to create_model',
                 stacklevel=3,
             )
+
+
+def _result(prediction: Prediction, names: Sequence[str]) -> Result:
+    """The first image of a batch as a Result.
+
+    A task's confidence is the mean foreground probability over the pixels that it got, 0 without
+    any: it ranks masks, but is not calibrated.
+    """
+    labels, scores = prediction.labels[0], prediction.probabilities[0].float()
+    ways = torch.arange(1, len(names) + 1, device=labels.device).view(-1, 1, 1)
+    chosen = (labels == ways).float()
+    confidence = (scores * chosen).sum((1, 2)) / chosen.sum((1, 2)).clamp_min(1)
+    return Result(
+        labels=labels.cpu().numpy().astype(np.uint8 if len(names) < 256 else np.uint16),
+        scores=scores.cpu().numpy(),
+        confidence=tuple(confidence.tolist()),
+        names=tuple(names),
+    )
 
 
 def shots_of(images: Images, masks: Images) -> tuple[list[Tensor], list[Tensor]]:

@@ -61,7 +61,8 @@ class PrototypeSegmenter(FewShotSegmenter):
 
         The Task holds "foreground" and "background", (B, K, C) each.
         """
-        return self._task(self._encode_shots(*shots_of(images, masks))[0])
+        shot_images, shot_masks = shots_of(images, masks)
+        return self._task(self.shot_prototypes(self.shot_features(shot_images), shot_masks))
 
     def segment(
         self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
@@ -90,27 +91,20 @@ class PrototypeSegmenter(FewShotSegmenter):
     def scores(self, features: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
         """Final scores (B, 2, h, w) of query features (B, C, h, w) with prototypes (B, C)."""
 
-    def _encode_shots(
-        self, images: list[Tensor], masks: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Prototypes (B, K, 2, C) and the feature maps, K times (B, C, h, w).
-
-        Shots of one size go through the encoder together.
-        """
-        groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
-        for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
-            groups.setdefault((image.shape, mask.shape), []).append(index)
+    def shot_features(self, images: list[Tensor]) -> list[Tensor]:
+        """The feature maps (B, C, h, w) of K images (B, 3, H, W); equal sizes are encoded together."""
+        groups: dict[torch.Size, list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(image.shape, []).append(index)
         maps: dict[int, Tensor] = {}
-        pooled: dict[int, Tensor] = {}
         for members in groups.values():
-            features = self.features(torch.cat([images[i] for i in members]))
-            prototypes = self.pool(features, torch.cat([masks[i] for i in members]))
-            for i, shot_map, shot_pooled in zip(
-                members, features.chunk(len(members)), prototypes.chunk(len(members)), strict=True
-            ):
-                maps[i], pooled[i] = shot_map, shot_pooled
-        order = range(len(images))
-        return torch.stack([pooled[i] for i in order], dim=1), [maps[i] for i in order]
+            together = self.features(torch.cat([images[i] for i in members]))
+            maps.update(zip(members, together.chunk(len(members)), strict=True))
+        return [maps[i] for i in range(len(images))]
+
+    def shot_prototypes(self, maps: list[Tensor], masks: list[Tensor]) -> Tensor:
+        """Prototypes (B, K, 2, C), foreground and background, of K maps and masks."""
+        return torch.stack([self.pool(*shot) for shot in zip(maps, masks, strict=True)], dim=1)
 
     def _task(self, prototypes: Tensor) -> Task:
         tensors = {"foreground": prototypes[:, :, 0], "background": prototypes[:, :, 1]}

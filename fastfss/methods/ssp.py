@@ -45,6 +45,7 @@ class SSP(PrototypeSegmenter):
         encoder: the backbone; published with "deep_resnet50" and "deep_resnet101".
         layers: the feature maps to match; published: layer3.
         size: see FewShotSegmenter.
+        normalize_layers: see FewShotSegmenter.
         refine: whether to make the second self-support pass (the published figures do).
         config: thresholds and blend weights; the published ones by default.
     """
@@ -59,10 +60,11 @@ class SSP(PrototypeSegmenter):
         layers: Sequence[str] = ("layer3",),
         size: int | None = None,
         *,
+        normalize_layers: bool = False,
         refine: bool = True,
         config: SelfSupportConfig | None = None,
     ) -> None:
-        super().__init__(encoder, layers, size)
+        super().__init__(encoder, layers, size, normalize_layers=normalize_layers)
         self.refine = refine
         self.config = config or SelfSupportConfig()
         # Published: the stem and layer1 are frozen and run without gradient.
@@ -82,10 +84,29 @@ class SSP(PrototypeSegmenter):
             query_mask: (B, H, W) of {0, 1, 255}.
         """
         shot_images, shot_masks = shots_of(images, masks)
-        prototypes, support_maps = self._encode_shots(shot_images, shot_masks)
-        features = self.features(query)
         size = (query.shape[2], query.shape[3])
-        foreground, background = self._prototypes(self._task(prototypes), features)
+        maps = self.shot_features(shot_images)
+        return self.match(maps, shot_masks, self.features(query), query_mask, size)
+
+    def match(
+        self,
+        support_maps: list[Tensor],
+        support_masks: list[Tensor],
+        features: Tensor,
+        query_mask: Tensor,
+        size: tuple[int, int],
+    ) -> SSPOutput:
+        """The training forward behind the encoder.
+
+        Args:
+            support_maps: K times (B, C, h, w).
+            support_masks: K times (B, H, W).
+            features: the query's (B, C, h, w).
+            query_mask: (B, H, W).
+            size: height and width of the logits.
+        """
+        prototypes = self.shot_prototypes(support_maps, support_masks)
+        foreground, background = prototypes.mean(dim=1).unbind(1)
         head = self_support(features, foreground, background, self.config, self.refine)
         own = self.pool(features, query_mask)
         support_scores = [

@@ -12,7 +12,12 @@ from fastfss.methods.ssp import SSPOutput
 from fastfss.ops import dense_match
 from fastfss.protocols import ConfusionMeter, FoldMeter
 from fastfss.weights import load_into
-from tests.parity.golden import Case, Report, array_for
+from tests.parity.golden import TOLERANCE, Case, Report, array_for
+
+# Gradients of early layers are discontinuous: a ReLU or a max pool whose inputs lie within rounding
+# of a tie takes another branch. With random weights our own float32 and float64 runs differ by
+# 2.5e-2 in the first convolution's slice and 3e-3 in layer1's; a wrong formula gives errors near 1.
+FLIP_TOLERANCE = 5e-2
 
 
 def run_ssp(case: Case, report: Report) -> None:
@@ -118,8 +123,8 @@ def _head(case: Case, report: Report) -> None:
     supports = [
         features(mask, f"unit.support{shot}", torch.ones(batch)) for shot, mask in enumerate(masks)
     ]
-    model = SSP(_Given(), refine=True)  # type: ignore[arg-type]
-    output = model(supports, list(masks), query, query_mask)
+    model = SSP(create_encoder("deep_resnet50"))
+    output = model.match(supports, list(masks), query, query_mask, (size, size))
     assert output.refined is not None
     pooled = torch.stack([model.pool(s, m) for s, m in zip(supports, masks, strict=True)]).mean(0)
     _compare(report, case, "FP", pooled[:, 0])
@@ -131,18 +136,6 @@ def _head(case: Case, report: Report) -> None:
     _compare(report, case, "self_out", output.query_self)
     _compare(report, case, "supp_out", output.support_self)
     _compare_head(case, report, query, output.head, stride=64)
-
-
-class _Given(torch.nn.Module):
-    """An encoder whose images are the features already."""
-
-    name = "given"
-
-    def info(self, name: str) -> None:
-        return None
-
-    def forward(self, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-        return {names[0]: images}
 
 
 def _metrics(case: Case, report: Report) -> None:
@@ -239,11 +232,14 @@ def _compare_gradients(case: Case, report: Report, model: SSP | MLC) -> None:
     keys = [str(key) for key in case["grad_keys"]]
     assert set(ours) == set(keys), "other parameters are trained than published"
     norms = torch.stack([ours[key].double().norm() for key in keys])
-    report.compare("grad_norms", norms, case["grad_norms"])
+    report.compare("grad_norms", norms, case["grad_norms"], tolerance=FLIP_TOLERANCE)
     for key in keys:
         name = f"grad_slice:{key}"
         if name in case:
-            report.compare(name, ours[key].flatten(1)[::16, ::16], case[name])
+            # Behind the encoder's last convolution there is no ReLU to flip.
+            last = "layer3" in key and key.endswith("conv3.weight")
+            tolerance = TOLERANCE if last else FLIP_TOLERANCE
+            report.compare(name, ours[key].flatten(1)[::16, ::16], case[name], tolerance=tolerance)
 
 
 def _drawn(tag: str, shape: tuple[int, ...], seed: int) -> Tensor:
