@@ -189,7 +189,8 @@ def _to_eight_bits(pixels: npt.NDArray[Any], label: str) -> npt.NDArray[Any]:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == bool:
-        return np.where(pixels, np.uint8(255), np.uint8(0))
+        black_and_white: npt.NDArray[Any] = pixels * np.uint8(255)
+        return black_and_white
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
         # 255 / 65535 is 1 / 257; adding half of it rounds.
         pixels = (pixels.astype(np.uint32) + 128) // 257
