@@ -1,0 +1,45 @@
+"""The package's own exceptions, and the one way to import an optional dependency."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class CheckpointError(ValueError):
+    """A weight file cannot be read, or does not fit the module it should fill."""
+
+
+class MissingExtraError(ImportError):
+    """A feature needs a package that only comes with one of fastfss's extras."""
+
+
+def import_extra(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import a module that comes with an extra.
+
+    Args:
+        module: its dotted name, for example ``pycocotools.mask``.
+        extra: the extra of fastfss that brings it.
+        purpose: what needs it, as the beginning of a sentence.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingExtraError: the package is not installed; the message says how to install it.
+
+    Example:
+        >>> import_extra("absent.part", extra="cli", purpose="Result.rle()")
+        Traceback (most recent call last):
+        fastfss.errors.MissingExtraError: Result.rle() needs absent: pip install "fastfss[cli]"
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # Only the package itself may be missing; one that is there and broken keeps its error.
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise MissingExtraError(
+            f'{purpose} needs {package}: pip install "fastfss[{extra}]"'
+        ) from None
