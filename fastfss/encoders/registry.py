@@ -14,7 +14,8 @@ from fastfss.encoders.deep_stem_resnet import DeepStemResNet
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
 from fastfss.encoders.timm_encoder import PREFIX, TimmEncoder
 from fastfss.encoders.torchvision_encoders import TorchvisionResNet, TorchvisionSequential
-from fastfss.weights import CheckpointError, load_into, read_checkpoint
+from fastfss.errors import CheckpointError
+from fastfss.weights import load_into, read_checkpoint
 
 _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     **dict.fromkeys(("deep_resnet50", "deep_resnet101"), DeepStemResNet),
@@ -112,6 +113,9 @@ def _download(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def _load(encoder: Encoder, tensors: Mapping[str, Tensor], source: str) -> Encoder:
+    if all(key.startswith("encoder.") for key in tensors):
+        # A method's own file: its encoder is all that it has.
+        tensors = {key.removeprefix("encoder."): value for key, value in tensors.items()}
     own = encoder.own_keys(tensors)
     if encoder.name == "mobilenet_v2" and "stem.weight" in own:
         raise CheckpointError(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.encoders.base import Encoder, FeatureInfo, Normalization
+from fastfss.errors import import_extra
 
 PREFIX = "timm:"
 
@@ -92,9 +93,9 @@ class TimmEncoder(Encoder):
 
     def _compute(self, images: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
         height, width = images.shape[-2:]
-        below, right = -height % self._multiple, -width % self._multiple
-        if below or right:
-            images = F.pad(images, (0, right, 0, below))
+        if self._multiple > 1:
+            # Also where nothing is missing: an exported graph has no branch on the image's size.
+            images = F.pad(images, (0, -width % self._multiple, 0, -height % self._multiple))
         chosen = [index for index, f in enumerate(self.features) if f.name in wanted]
         maps = self.model.forward_intermediates(
             images,
@@ -107,7 +108,7 @@ class TimmEncoder(Encoder):
         found: dict[str, Tensor] = {}
         for index, x in zip(chosen, maps, strict=True):
             feature = self.features[index]
-            if below or right:
+            if self._multiple > 1:
                 x = x[..., : -(-height // feature.stride), : -(-width // feature.stride)]
             found[feature.name] = x
         return found
@@ -155,8 +156,4 @@ def _check(timm: ModuleType, model_name: str) -> None:
 
 
 def _timm() -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("models of timm need timm: pip install 'fastfss[timm]'") from error
-    return timm
+    return import_extra("timm", extra="timm", purpose="a model of timm")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from fastfss.weights.checkpoint import (
-    CheckpointError,
-    read_checkpoint,
-    read_metadata,
-    save_checkpoint,
-)
+from fastfss.errors import CheckpointError
+from fastfss.weights.checkpoint import read_checkpoint, read_metadata, save_checkpoint
 from fastfss.weights.keys import (
     ENCODER_KEYS,
     FLAT_STEM_KEYS,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,15 +11,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fastfss.atomic import atomic_path
+from fastfss.errors import CheckpointError
+
 # Where training scripts put the state dict when they save more than that.
 _WRAPPERS = ("state_dict", "model")
 # What data-parallel wrappers put before every key.
 _PARALLEL_PREFIX = "module."
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80")  # a zip archive; a pickle of protocol 2 and above
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit; the message names file and reason."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -106,17 +103,9 @@ def save_checkpoint(
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in tensors.items()
     }
-    content = safetensors.torch.save(own, dict(metadata) if metadata else None)
-    # In the same folder, because os.replace is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        # Not save_file: it makes files that only their owner may read.
+        temporary.write_bytes(safetensors.torch.save(own, dict(metadata) if metadata else None))
 
 
 def _is_safetensors(path: Path) -> bool:

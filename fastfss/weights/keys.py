@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastfss.weights.checkpoint import CheckpointError
+from fastfss.errors import CheckpointError
 
 
 @dataclass(frozen=True)

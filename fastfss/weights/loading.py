@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from fastfss.weights.checkpoint import CheckpointError
+from fastfss.errors import CheckpointError
 
 _LISTED = 8  # entries of each kind that an error message names before it counts the rest
 
