@@ -62,6 +62,17 @@ class Normalization:
 IMAGENET_NORMALIZATION = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
+def initialise_(module: nn.Module) -> None:
+    """Kaiming-normal convolutions (fan out, ReLU) without bias, batch norms that change nothing."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, _BatchNorm):
+            part.reset_parameters()
+
+
 class Encoder(nn.Module):
     """An image encoder that returns named feature maps.
 

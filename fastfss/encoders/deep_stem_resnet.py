@@ -6,7 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from fastfss.encoders.base import IMAGENET_NORMALIZATION, FeatureInfo, StagedEncoder
+from fastfss.encoders.base import (
+    IMAGENET_NORMALIZATION,
+    FeatureInfo,
+    StagedEncoder,
+    initialise_,
+)
 from fastfss.encoders.timm_encoder import pretrained_state_dict
 from fastfss.weights import deep_stem_keys
 
@@ -130,10 +135,9 @@ class DeepStemResNet(StagedEncoder):
         self.layer1 = _stage(128, 64, depths[0])
         self.layer2 = _stage(256, 128, depths[1], stride=2)
         self.layer3 = _stage(512, 256, depths[2], dilation=2, last_relu=False)
+        initialise_(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d):
                 module.requires_grad_(False)
         self.train(self.training)  # puts the batch norms into evaluation mode
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastfss.encoders.base import FeatureInfo, Normalization, StagedEncoder
+from fastfss.encoders.base import FeatureInfo, Normalization, StagedEncoder, initialise_
 
 # Expansion, channels, blocks and stride of each group (Sandler et al., CVPR 2018, table 2).
 _GROUPS = (
@@ -106,11 +106,7 @@ class MobileNetV2TF(StagedEncoder):
                     )
                 )
                 inputs = outputs
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_(self)
 
 
 def _blocks(start: int, stop: int) -> tuple[str, ...]:

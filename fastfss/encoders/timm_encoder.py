@@ -47,11 +47,16 @@ class TimmEncoder(Encoder):
         timm = _timm()
         model_name = name.removeprefix(PREFIX)
         _check(timm, model_name)
+        fixed = {"pretrained", "num_classes", "features_only"} & options.keys()
+        if fixed:
+            raise TypeError(f"{name} takes no option {', '.join(sorted(fixed))}; see `weights`")
         with torch.device("meta"):
             skeleton = timm.create_model(model_name, num_classes=0, **options)
-        if not hasattr(skeleton, "forward_intermediates"):
+        features = _features(skeleton.feature_info)
+        named_apart = len({feature.name for feature in features}) == len(features)
+        if not hasattr(skeleton, "forward_intermediates") or not named_apart:
             raise NotImplementedError(
-                f"{name}: timm {timm.__version__} returns no intermediate maps of this model"
+                f"{name}: timm {timm.__version__} returns no named intermediate maps of this model"
             )
         accepted = inspect.signature(type(skeleton).__init__).parameters
         flexible = {
@@ -63,7 +68,7 @@ class TimmEncoder(Encoder):
         configuration = model.pretrained_cfg
         super().__init__(
             PREFIX + model_name,
-            _features(model.feature_info),
+            features,
             Normalization(
                 mean=tuple(configuration["mean"]),
                 std=tuple(configuration["std"]),

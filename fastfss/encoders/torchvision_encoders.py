@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from fastfss.encoders.base import IMAGENET_NORMALIZATION, FeatureInfo, StagedEncoder
+from fastfss.encoders.base import (
+    IMAGENET_NORMALIZATION,
+    FeatureInfo,
+    StagedEncoder,
+    initialise_,
+)
 
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 # Channels of layer1; each later layer has twice as many.
@@ -43,11 +49,11 @@ class TorchvisionResNet(StagedEncoder):
                 "layer4": ("layer4",),
             },
         )
-        network = torchvision.models.get_model(name, weights=None)
+        network = _skeleton(name)
         for paths in self._stages.values():
             for path in paths:
                 self.add_module(path, network.get_submodule(path))
-        self.train(self.training)
+        _materialise_(self)
 
     def pretrained(self) -> dict[str, Tensor]:
         """torchvision's ImageNet weights."""
@@ -90,13 +96,11 @@ class TorchvisionSequential(StagedEncoder):
             },
         )
         # Not called "features" as in torchvision, because that is the list of maps here.
-        self.body: nn.Sequential = torchvision.models.get_model(name, weights=None).features[
-            : stops[-1]
-        ]
+        self.body: nn.Sequential = _skeleton(name).features[: stops[-1]]
+        _materialise_(self)
         if name == "mobilenet_v2":
             # Its last convolution belongs to the classifier.
             self.ignored_keys = ("classifier.*", "body.18.*")
-        self.train(self.training)
 
     def own_keys(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of torchvision's file, or of Caffe's SqueezeNet, under our names."""
@@ -206,6 +210,18 @@ def squeezenet_from_caffe(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found["body.0.weight"] = (rgb * std).float()
         found["body.0.bias"] = (bias.double() + (rgb * shift).sum((1, 2, 3))).float()
     return found
+
+
+def _skeleton(name: str) -> Any:
+    """torchvision's network without memory: VGG's classifier alone would take 2 s to draw."""
+    with torch.device("meta"):
+        return torchvision.models.get_model(name, weights=None)
+
+
+def _materialise_(encoder: StagedEncoder) -> None:
+    encoder.to_empty(device=torch.get_default_device())
+    initialise_(encoder)
+    encoder.train(encoder.training)  # puts the batch norms into evaluation mode
 
 
 def _check(name: str, known: tuple[str, ...]) -> None:
