@@ -7,6 +7,7 @@ from torch import Tensor
 from fastfss import MLC, SSP, create_encoder
 from fastfss.methods import SelfSupportConfig
 from fastfss.methods.self_support import select, self_support
+from tests.methods.published_ssp import published_forward
 from tests.tolerances import assert_close
 
 
@@ -215,3 +216,14 @@ def test_wrong_queries_and_tasks_are_named() -> None:
         wide = SSP(create_encoder("resnet18"), layers=("layer3",))
         with pytest.raises(ValueError, match=r"task: expected foreground prototypes \(1 or 1, K, 256\)"):
             wide.segment(query, task)
+
+
+@pytest.mark.parametrize("refine", [False, True])
+@torch.no_grad()
+def test_the_logits_equal_the_published_forward(refine: bool) -> None:
+    segmenter = model(refine=refine)
+    images, masks, query = episode(batch=2, shots=3)
+    expected = published_forward(
+        segmenter.encoder, "layer2", list(images.unbind(1)), list(masks.unbind(1)), query, refine=refine
+    )
+    assert_close(segmenter.segment(query, segmenter.encode_support(images, masks)).logits, expected)

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+
+from fastfss.errors import CheckpointError, MissingExtraError, import_extra
+
+
+def test_import_extra_returns_the_module():
+    assert import_extra("json.decoder", extra="cli", purpose="A test").__name__ == "json.decoder"
+
+
+def test_missing_package_is_named_with_the_command_that_installs_it():
+    with pytest.raises(
+        MissingExtraError, match=r'^A test needs absent: pip install "fastfss\[cli\]"$'
+    ):
+        import_extra("absent.part", extra="cli", purpose="A test")
+
+
+def test_broken_package_keeps_its_own_error(tmp_path, monkeypatch):
+    (tmp_path / "broken_package.py").write_text("import absent_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="absent_dependency") as caught:
+        import_extra("broken_package", extra="cli", purpose="A test")
+    assert not isinstance(caught.value, MissingExtraError)
+
+
+def test_checkpoint_error_is_a_value_error():
+    assert issubclass(CheckpointError, ValueError)
