@@ -1,4 +1,4 @@
-"""The package's own exceptions, and the one way to import an optional dependency."""
+"""One voice for all errors: the argument, what was expected, what came."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import importlib
 from types import ModuleType
 
 
-class CheckpointError(ValueError):
-    """A weight file cannot be read, or does not fit the module it should fill."""
+def expected(argument: str, wanted: str, came: str) -> ValueError:
+    """A ValueError in the house's form: `features: expected (B, C, H, W), got (3, 4)`."""
+    return ValueError(f"{argument}: expected {wanted}, got {came}")
+
+
+def expected_kind(argument: str, wanted: str, came: str) -> TypeError:
+    """A TypeError in the same form: `way: expected an integer, got 'cow'`."""
+    return TypeError(f"{argument}: expected {wanted}, got {came}")
 
 
 class MissingExtraError(ImportError):
