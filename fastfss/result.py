@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from fastfss.atomic import atomic_path
 from fastfss.data.images import ImageLike, read_image
 from fastfss.data.palette import way_colours
-from fastfss.errors import import_extra
+from fastfss.errors import expected, expected_kind, import_extra
 
 # How much of the way's colour lies over the object: the object's texture stays visible, and the
 # contour carries the boundary.
@@ -32,6 +35,7 @@ class Result:
         scores: (N, H, W) float32, the foreground probability of each task.
         confidence: N floats in [0, 1].
         names: N names, the tasks'.
+        seconds: how long the prediction took, if measured.
 
     Raises:
         TypeError: a field of another kind or dtype.
@@ -42,34 +46,62 @@ class Result:
     scores: npt.NDArray[np.float32]  # (N, H, W)
     confidence: tuple[float, ...]  # (N,)
     names: tuple[str, ...]  # (N,)
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         _check_array("labels", self.labels, 2, (np.uint8, np.uint16))
         _check_array("scores", self.scores, 3, (np.float32,))
         ways = self.scores.shape[0]
         if self.scores.shape[1:] != self.labels.shape:
-            raise ValueError(
-                f"scores has shape {self.scores.shape}; expected (N, H, W) with (H, W) = "
-                f"{self.labels.shape}, the shape of labels"
-            )
-        for field, kind, values in (
-            ("confidence", "floats", self.confidence),
-            ("names", "strings", self.names),
-        ):
-            expected = float if kind == "floats" else str
-            if not isinstance(values, tuple) or not all(isinstance(v, expected) for v in values):
-                raise TypeError(f"{field} is {values!r}; expected a tuple of {kind}")
-            if len(values) != ways:
-                raise ValueError(f"{field} has {len(values)} entries; expected {ways}, one a way")
+            wanted = f"(N, {self.labels.shape[0]}, {self.labels.shape[1]}) as labels has"
+            raise expected("scores", wanted, str(self.scores.shape))
+        _check_tuple("confidence", self.confidence, float, ways)
+        _check_tuple("names", self.names, str, ways)
         if not all(0 <= confidence <= 1 for confidence in self.confidence):
-            raise ValueError(f"confidence is {self.confidence}; expected values in [0, 1]")
+            raise expected("confidence", "values in 0..1", str(self.confidence))
         if self.labels.max() > ways:
-            raise ValueError(f"labels has a label {self.labels.max()}; expected 0..{ways}")
+            raise expected("labels", f"labels 0..{ways}", str(self.labels.max()))
         # Both comparisons are false for NaN.
         if not (self.scores.min() >= 0 and self.scores.max() <= 1):
-            raise ValueError(
-                f"scores has values {self.scores.min()}..{self.scores.max()}; expected 0..1"
-            )
+            raise expected("scores", "values in 0..1", f"{self.scores.min()}..{self.scores.max()}")
+
+    @classmethod
+    def from_probabilities(
+        cls,
+        probabilities: Tensor,
+        labels: Tensor,
+        *,
+        names: Sequence[str],
+        seconds: float | None = None,
+    ) -> Result:
+        """Make a result of what a method computes; the confidences come from the probabilities.
+
+        A way's confidence is the IoU to expect of its mask if the probabilities are right:
+        sum of p inside the mask / (its area + sum of p outside it); 0 for a way that is nowhere.
+
+        Args:
+            probabilities: (N, H, W) floats on any device, the foreground probability of each way.
+            labels: (H, W) integers on any device: 0 background, n = the n-th way.
+            names: the N names.
+            seconds: how long the prediction took.
+        """
+        labels = labels.to(torch.int32)
+        scores = probabilities.to(torch.float32)
+        numbers = torch.arange(1, len(names) + 1, dtype=labels.dtype, device=labels.device)
+        # One way at a time: (N, H, W) masks of a large photo would cost more than they save.
+        confidence = []
+        for number, score in zip(numbers, scores, strict=True):
+            mask = labels == number
+            inside = torch.where(mask, score, 0).sum()
+            union = mask.sum() + score.sum() - inside
+            confidence.append(inside / union.clamp_min(torch.finfo(torch.float32).tiny))
+        return cls(
+            labels=labels.cpu().numpy().astype(np.uint8 if len(names) <= 255 else np.uint16),
+            scores=scores.cpu().numpy(),
+            confidence=tuple(torch.stack(confidence).clamp(0, 1).tolist()),
+            names=tuple(names),
+            seconds=seconds,
+        )
 
     def __repr__(self) -> str:
         ways = ", ".join(
@@ -94,9 +126,9 @@ class Result:
             ValueError: there is no such way.
         """
         if isinstance(way, bool) or not isinstance(way, int | np.integer):
-            raise TypeError(f"way is {way!r}; expected an integer")
+            raise expected_kind("way", "an integer", repr(way))
         if not 1 <= way <= len(self.names):
-            raise ValueError(f"way is {way}; expected 1..{len(self.names)}")
+            raise expected("way", f"1..{len(self.names)}", str(way))
         where: npt.NDArray[np.bool_] = self.labels == way
         return where
 
@@ -145,9 +177,10 @@ class Result:
         """
         pixels = read_image(image, argument="image").permute(1, 2, 0).numpy()
         if pixels.shape[:2] != self.labels.shape:
-            raise ValueError(
-                f"image has {pixels.shape[0]} rows x {pixels.shape[1]} columns, the result "
-                f"{self.labels.shape[0]} rows x {self.labels.shape[1]} columns; give the query"
+            raise expected(
+                "image",
+                f"{self.labels.shape[0]} rows x {self.labels.shape[1]} columns as the result has",
+                f"{pixels.shape[0]} rows x {pixels.shape[1]} columns",
             )
         colours = way_colours(len(self.names))
         ways = self.labels > 0
@@ -174,7 +207,7 @@ class Result:
         """
         path = Path(path)
         if path.suffix.lower() != ".png":
-            raise ValueError(f"path is '{path}'; expected a .png file, which keeps labels exact")
+            raise expected("path", "a .png file, which keeps labels exact", f"'{path}'")
         image = Image.fromarray(self.labels)
         if self.labels.dtype == np.uint8:
             image.putpalette(way_colours(len(self.names)).tobytes())
@@ -185,11 +218,18 @@ class Result:
 def _check_array(name: str, array: object, ndim: int, dtypes: tuple[type, ...]) -> None:
     kinds = " or ".join(np.dtype(dtype).name for dtype in dtypes)
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} is a {type(array).__name__}; expected a {kinds} array")
+        raise expected_kind(name, f"a {kinds} array", type(array).__name__)
     if array.dtype.type not in dtypes:
-        raise TypeError(f"{name} is {array.dtype}; expected {kinds}")
+        raise expected_kind(name, kinds, str(array.dtype))
     if array.ndim != ndim or 0 in array.shape:
-        raise ValueError(f"{name} has shape {array.shape}; expected {ndim} dimensions, none empty")
+        raise expected(name, f"{ndim} dimensions, none empty", str(array.shape))
+
+
+def _check_tuple(name: str, values: object, kind: type, length: int) -> None:
+    if not isinstance(values, tuple) or not all(isinstance(value, kind) for value in values):
+        raise expected_kind(name, f"a tuple of {kind.__name__}", repr(values))
+    if len(values) != length:
+        raise expected(name, f"{length} entries, one a way", str(len(values)))
 
 
 def _contours(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastfss.errors import CheckpointError, MissingExtraError, import_extra
+from fastfss.errors import MissingExtraError, expected, expected_kind, import_extra
 
 
 def test_import_extra_returns_the_module():
@@ -24,5 +24,8 @@ def test_broken_package_keeps_its_own_error(tmp_path, monkeypatch):
     assert not isinstance(caught.value, MissingExtraError)
 
 
-def test_checkpoint_error_is_a_value_error():
-    assert issubclass(CheckpointError, ValueError)
+def test_errors_say_the_argument_what_was_expected_and_what_came():
+    for make, kind in ((expected, ValueError), (expected_kind, TypeError)):
+        error = make("size", "a positive number", "-1")
+        assert type(error) is kind
+        assert str(error) == "size: expected a positive number, got -1"

@@ -54,12 +54,12 @@ def test_mask_and_area_pick_one_way():
 @pytest.mark.parametrize("way", [0, 3, -1])
 def test_way_that_is_not_there_is_an_error(way):
     for method in ("mask", "area", "rle"):
-        with pytest.raises(ValueError, match=rf"way is {way}; expected 1\.\.2"):
+        with pytest.raises(ValueError, match=rf"^way: expected 1\.\.2, got {way}$"):
             getattr(make_result(), method)(way)
 
 
 def test_way_of_another_kind_is_a_type_error():
-    with pytest.raises(TypeError, match="way is 'cow'; expected an integer"):
+    with pytest.raises(TypeError, match="way: expected an integer, got 'cow'"):
         make_result().mask("cow")
 
 
@@ -76,39 +76,51 @@ def test_result_is_frozen_and_prints_in_one_line():
         (
             {"labels": LABELS.tolist()},
             TypeError,
-            "labels is a list; expected a uint8 or uint16 array",
+            "labels: expected a uint8 or uint16 array, got list",
         ),
         (
             {"labels": LABELS.astype(np.int64)},
             TypeError,
-            "labels is int64; expected uint8 or uint16",
+            "labels: expected uint8 or uint16, got int64",
         ),
-        ({"labels": LABELS[None]}, ValueError, r"labels has shape \(1, 40, 60\); expected 2 dim"),
-        ({"labels": LABELS[:0]}, ValueError, r"labels has shape \(0, 60\)"),
-        ({"labels": LABELS + 1}, ValueError, r"labels has a label 3; expected 0\.\.2"),
-        ({"scores": np.zeros((2, 40, 60))}, TypeError, "scores is float64; expected float32"),
-        ({"scores": torch.zeros(2, 40, 60)}, TypeError, "scores is a Tensor; expected a float32"),
+        (
+            {"labels": LABELS[None]},
+            ValueError,
+            r"labels: expected 2 dimensions, none empty, got \(1, 40, 60\)",
+        ),
+        ({"labels": LABELS[:0]}, ValueError, r"labels: .*, got \(0, 60\)"),
+        ({"labels": LABELS + 1}, ValueError, r"labels: expected labels 0\.\.2, got 3"),
+        ({"scores": np.zeros((2, 40, 60))}, TypeError, "scores: expected float32, got float64"),
+        (
+            {"scores": torch.zeros(2, 40, 60)},
+            TypeError,
+            "scores: expected a float32 array, got Tensor",
+        ),
         (
             {"scores": np.zeros((2, 60, 40), np.float32)},
             ValueError,
-            r"scores has shape \(2, 60, 40\)",
+            r"scores: expected \(N, 40, 60\) as labels has, got \(2, 60, 40\)",
         ),
         (
             {"scores": np.full((2, 40, 60), np.nan, np.float32)},
             ValueError,
-            r"values nan\.\.nan; expec",
+            r"scores: expected values in 0\.\.1, got nan",
         ),
         (
             {"scores": np.full((2, 40, 60), 1.5, np.float32)},
             ValueError,
-            r"values 1\.5\.\.1\.5; expec",
+            r"scores: expected values in 0\.\.1, got 1\.5",
         ),
-        ({"confidence": (0.5,)}, ValueError, "confidence has 1 entries; expected 2, one a way"),
-        ({"confidence": (0.5, 2.0)}, ValueError, r"confidence is \(0.5, 2.0\); expected values in"),
-        ({"confidence": (0.5, float("nan"))}, ValueError, "confidence is"),
-        ({"confidence": [0.5, 0.5]}, TypeError, "confidence is .* expected a tuple of floats"),
-        ({"names": ("cow",)}, ValueError, "names has 1 entries; expected 2, one a way"),
-        ({"names": (1, 2)}, TypeError, "names is .* expected a tuple of strings"),
+        ({"confidence": (0.5,)}, ValueError, "confidence: expected 2 entries, one a way, got 1"),
+        (
+            {"confidence": (0.5, 2.0)},
+            ValueError,
+            r"confidence: expected values in 0\.\.1, got \(0\.5, 2\.0\)",
+        ),
+        ({"confidence": (0.5, float("nan"))}, ValueError, "confidence: expected values"),
+        ({"confidence": [0.5, 0.5]}, TypeError, r"confidence: expected a tuple of float, got \[0"),
+        ({"names": ("cow",)}, ValueError, "names: expected 2 entries, one a way, got 1"),
+        ({"names": (1, 2)}, TypeError, "names: expected a tuple of str, got"),
     ],
 )
 def test_fields_that_do_not_fit_are_errors(changes, error, message):
@@ -182,7 +194,9 @@ def test_overlay_takes_every_form_of_the_query(tmp_path):
 
 
 def test_overlay_of_another_image_is_an_error_with_both_sizes():
-    with pytest.raises(ValueError, match="image has 60 rows x 40 columns, the result 40 rows x 60"):
+    with pytest.raises(
+        ValueError, match="image: expected 40 rows x 60 columns as the result has, got 60 rows x 40"
+    ):
         make_result().overlay(np.zeros((60, 40, 3), np.uint8))
 
 
@@ -233,3 +247,39 @@ def test_overlay_draws_more_than_255_ways():
     result = wide_result()
     drawn = np.asarray(result.overlay(np.zeros((2, 301, 3), np.uint8)))
     np.testing.assert_array_equal(drawn[0, 300], way_colours(300)[300])
+
+
+def test_from_probabilities_takes_tensors_of_a_method():
+    probabilities = torch.zeros(2, 4, 5, dtype=torch.bfloat16)
+    probabilities[0, :2] = 0.75
+    probabilities[1, 3] = 1
+    labels = torch.zeros(4, 5, dtype=torch.int64)
+    labels[:2], labels[3] = 1, 2
+    result = Result.from_probabilities(probabilities, labels, names=["cow", "dog"], seconds=0.5)
+    assert result.labels.dtype == np.uint8
+    np.testing.assert_array_equal(result.labels, labels.numpy())
+    np.testing.assert_array_equal(result.scores, probabilities.float().numpy())
+    assert result.confidence == (0.75, 1.0)
+    assert (result.names, result.seconds) == (("cow", "dog"), 0.5)
+
+
+def test_confidence_falls_with_probability_outside_the_mask():
+    probabilities = torch.tensor([[[1.0, 0.5, 0.0, 0.0]]])
+    labels = torch.tensor([[1, 0, 0, 0]])
+    result = Result.from_probabilities(probabilities, labels, names=["cow"])
+    assert result.confidence == pytest.approx((1 / 1.5,))
+
+
+def test_way_that_is_nowhere_has_no_confidence():
+    for probability in (0.0, 0.4):
+        result = Result.from_probabilities(
+            torch.full((1, 3, 4), probability), torch.zeros(3, 4, dtype=torch.long), names=["cow"]
+        )
+        assert result.confidence == (0.0,)
+
+
+def test_from_probabilities_keeps_labels_above_255():
+    labels = torch.arange(301).view(7, 43)
+    result = Result.from_probabilities(torch.zeros(300, 7, 43), labels, names=["x"] * 300)
+    assert result.labels.dtype == np.uint16
+    np.testing.assert_array_equal(result.labels, labels.numpy())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastfss.data.folders import read_support_folder
-from fastfss.data.images import ImageLike, read_image
-from fastfss.data.masks import MaskLike, read_mask
+from fastfss.data.images import ImageLike, MaskLike, read_image, read_mask
 
 __all__ = ["ImageLike", "MaskLike", "read_image", "read_mask", "read_support_folder"]

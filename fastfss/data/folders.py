@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fastfss.errors import expected
+
 # What a folder's images are picked by. A file named by itself may have any suffix Pillow knows.
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"}
@@ -50,9 +52,9 @@ def read_support_folder(folder: str | os.PathLike[str]) -> list[tuple[Path, Path
     """
     folder = Path(folder)
     if not folder.exists():
-        raise FileNotFoundError(f"support folder '{folder}' does not exist")
+        raise FileNotFoundError(f"support folder '{folder}': no such folder")
     if not folder.is_dir():
-        raise NotADirectoryError(f"support folder '{folder}' is a file")
+        raise NotADirectoryError(f"support folder '{folder}': expected a folder, got a file")
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
         images, masks = list_images(folder / "images"), list_images(folder / "masks")
         pairs = _pairs(images, {path: path.stem for path in masks}, folder)
@@ -69,10 +71,8 @@ def read_support_folder(folder: str | os.PathLike[str]) -> list[tuple[Path, Path
             masks = [path for path in files if path.suffix.lower() == ".png"]
             pairs = _pairs(photos, {path: path.stem for path in masks}, folder)
     if not pairs:
-        raise ValueError(
-            f"support folder '{folder}' has no images; expected 1.jpg with 1.png or 1_mask.png, or "
-            "images/1.jpg with masks/1.png"
-        )
+        wanted = "1.jpg with 1.png or 1_mask.png, or images/1.jpg with masks/1.png"
+        raise expected(f"support folder '{folder}'", wanted, "no images")
     return pairs
 
 
@@ -94,11 +94,9 @@ def _pairs(images: list[Path], masks: dict[Path, str], folder: Path) -> list[tup
         found = by_stem.pop(image.stem, [])
         if len(found) != 1:
             listed = ", ".join(f"'{mask.name}'" for mask in found) or "none"
-            raise ValueError(
-                f"support folder '{folder}': image '{image.name}' needs one mask; found {listed}"
-            )
+            raise expected(f"support folder '{folder}' image '{image.name}'", "one mask", listed)
         pairs.append((image, found[0]))
     if by_stem:
         mask = next(iter(by_stem.values()))[0]
-        raise ValueError(f"support folder '{folder}': mask '{mask.name}' has no image")
+        raise expected(f"support folder '{folder}' mask '{mask.name}'", "one image", "none")
     return pairs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,19 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastfss.data.images import (
-    ImageLike,
-    channels_last,
-    check_finite,
-    label_of,
-    load_pil,
-    open_pil,
-    to_numpy,
-)
+from fastfss.data.pixels import ImageLike, Pixels, check_finite, label_of, read_pixels
+from fastfss.errors import expected, expected_kind
 
 MaskLike: TypeAlias = ImageLike
 
-BACKGROUND, OBJECT, IGNORE = 0, 1, 255
+BACKGROUND, IGNORE = 0, 255
 
 # More labels than any one photo is likely to show: a soft edge or JPEG noise, not a label map.
 _MANY_LABELS = 32
@@ -72,46 +64,36 @@ def read_mask(
     label = label_of(mask, argument)
     if value is not None:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"value is a {type(value).__name__}; expected an integer label")
+            raise expected_kind("value", "an integer label", repr(value))
         if value < 0:
-            raise ValueError(f"value is {value}; labels are not negative")
-    if isinstance(mask, str | os.PathLike):
-        pixels = _pixels_of_pil(open_pil(mask, label), label)
-    elif isinstance(mask, Image.Image):
-        pixels = _pixels_of_pil(load_pil(mask, label), label)
-    else:
-        pixels = channels_last(to_numpy(mask, label), label, first=isinstance(mask, Tensor))
+            raise expected("value", "a label of 0 or more", str(value))
+    pixels = read_pixels(mask, label, _from_pil)
     if size is not None and pixels.shape[:2] != tuple(size):
-        raise ValueError(_wrong_size(pixels.shape[:2], tuple(size), label))
+        raise _wrong_size(label, pixels.shape[:2], tuple(size))
     labels = _single_channel(pixels, label, use_alpha=value is None)
     return torch.from_numpy(_pick(labels, value, label))
 
 
-def _wrong_size(came: tuple[int, ...], expected: tuple[int, ...], label: str) -> str:
-    turned = (
-        "; it lies on its side: was it drawn on the photo without its EXIF rotation?"
-        if came == expected[::-1]
-        else ""
-    )
-    return (
-        f"{label} has {came[0]} rows x {came[1]} columns, its image {expected[0]} rows x "
-        f"{expected[1]} columns; they must be equal{turned}"
+def _wrong_size(label: str, came: tuple[int, ...], wanted: tuple[int, ...]) -> ValueError:
+    turned = "; was it drawn on the photo without its EXIF rotation?" * (came == wanted[::-1])
+    return expected(
+        label,
+        f"{wanted[0]} rows x {wanted[1]} columns as its image has",
+        f"{came[0]} rows x {came[1]} columns{turned}",
     )
 
 
-def _pixels_of_pil(image: Image.Image, label: str) -> npt.NDArray[Any]:
+def _from_pil(image: Image.Image, label: str) -> Pixels:
     if image.mode in ("RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
-        raise ValueError(
-            f"{label} has mode {image.mode}; expected a 1-bit, grey, palette or RGB mask, with or "
-            "without alpha"
-        )
+        wanted = "a 1-bit, grey, palette or RGB mask, with or without alpha"
+        raise expected(label, wanted, f"mode {image.mode}")
     pixels = np.asarray(image)
     if image.mode == "PA":
         pixels = pixels[:, :, 0]
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _single_channel(pixels: npt.NDArray[Any], label: str, *, use_alpha: bool) -> npt.NDArray[Any]:
+def _single_channel(pixels: Pixels, label: str, *, use_alpha: bool) -> npt.NDArray[Any]:
     """Reduce (H, W, C) to the (H, W) labels."""
     check_finite(pixels, label)
     if pixels.shape[2] in (2, 4):
@@ -120,19 +102,15 @@ def _single_channel(pixels: npt.NDArray[Any], label: str, *, use_alpha: bool) ->
             return opaque
         pixels = pixels[:, :, :-1]
     first = pixels[:, :, 0]
-    if pixels.shape[2] == 1:
-        return first
-    if all(np.array_equal(first, pixels[:, :, channel]) for channel in (1, 2)):
+    if all(np.array_equal(first, pixels[:, :, n]) for n in range(1, pixels.shape[2])):
         return first
     coloured: npt.NDArray[Any] = np.any(pixels, axis=2)
     colour = pixels[coloured][0]
     if (pixels[coloured] == colour).all() and not coloured.all():
         return coloured
     colours = len(np.unique(pixels.reshape(-1, 3), axis=0))
-    raise ValueError(
-        f"{label} has {colours} colours; expected labels in one channel (grey or palette), or "
-        "black and one colour"
-    )
+    wanted = "labels in one channel (grey or palette), or black and one colour"
+    raise expected(label, wanted, f"RGB with {colours} colour{'s' * (colours > 1)}")
 
 
 def _full_scale(dtype: np.dtype[Any]) -> float:
@@ -145,20 +123,20 @@ def _pick(labels: npt.NDArray[Any], value: int | None, label: str) -> npt.NDArra
     """Turn labels into background, object and ignore."""
     if labels.dtype.kind == "f":
         if (labels != np.rint(labels)).any():
-            raise ValueError(
-                f"{label} holds fractions, {labels.min():.4g}..{labels.max():.4g}; expected labels "
-                "(threshold a soft mask first)"
+            came = (
+                f"fractions in {labels.min():.4g}..{labels.max():.4g}; threshold a soft mask first"
             )
+            raise expected(label, "whole-numbered labels", came)
         labels = labels.astype(np.int64)
     elif labels.dtype == bool:
         labels = labels.astype(np.uint8)
     if labels.dtype.kind == "i" and labels.min() < 0:
-        raise ValueError(f"{label} holds negative labels, from {labels.min()}; expected 0 or more")
+        raise expected(label, "labels of 0 or more", str(labels.min()))
     present = _present(labels)
     if value is None:
         value = _only_label(present, label)
     elif value not in present:
-        raise ValueError(f"{label} has no pixel of label {value}; it has {_listed(present)}")
+        raise expected(label, f"pixels of label {value}", f"only {_listed(present)}")
     picked: npt.NDArray[Any] = (labels == value).astype(np.uint8)
     if value != IGNORE:
         picked[labels == IGNORE] = IGNORE
@@ -177,20 +155,18 @@ def _only_label(present: list[int], label: str) -> int:
     if objects != [IGNORE]:
         objects = [n for n in objects if n != IGNORE]
     if not objects:
-        raise ValueError(f"{label} has no foreground: every pixel is 0")
+        raise expected(label, "some foreground", "0 in every pixel")
     if len(objects) > 1:
         soft = (
-            "; if it is a black and white mask with soft edges or saved as JPEG, threshold it"
+            "; if it is black and white with soft edges, or was saved as JPEG, threshold it"
             if len(objects) > _MANY_LABELS
             else ""
         )
-        raise ValueError(
-            f"{label} has {len(objects)} labels beside background ({_listed(objects)}); pick one "
-            f"with value=, for example value={objects[0]}{soft}"
-        )
+        wanted = f"one label beside background, or value= to pick one (say value={objects[0]})"
+        raise expected(label, wanted, f"{len(objects)} labels: {_listed(objects)}{soft}")
     return objects[0]
 
 
 def _listed(numbers: list[int]) -> str:
     shown = ", ".join(map(str, numbers[:10]))
-    return shown if len(numbers) <= 10 else f"{shown}, ... {len(numbers) - 10} more"
+    return shown if len(numbers) <= 10 else f"{shown} and {len(numbers) - 10} more"

@@ -37,12 +37,15 @@ def test_images_are_paired_with_their_masks(tmp_path, names, pairs):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "has no images; expected 1.jpg with 1.png"),
-        (["1.jpg", "1.png", "2.jpg"], "image '2.jpg' needs one mask; found none"),
-        (["1.jpg", "1.png", "2.png"], "mask '2.png' has no image"),
-        (["1.jpg", "1.jpeg", "1.png"], "image '1.jpg' needs one mask; found none"),
-        (["1.jpg", "1_mask.png", "1-mask.png"], "found '1-mask.png', '1_mask.png'"),
-        (["images/1.jpg", "masks/2.png"], "image '1.jpg' needs one mask; found none"),
+        ([], "expected 1.jpg with 1.png"),
+        (["1.jpg", "1.png", "2.jpg"], "image '2.jpg': expected one mask, got none"),
+        (["1.jpg", "1.png", "2.png"], "mask '2.png': expected one image, got none"),
+        (["1.jpg", "1.jpeg", "1.png"], "image '1.jpg': expected one mask, got none"),
+        (
+            ["1.jpg", "1_mask.png", "1-mask.png"],
+            "expected one mask, got '1-mask.png', '1_mask.png'",
+        ),
+        (["images/1.jpg", "masks/2.png"], "image '1.jpg': expected one mask, got none"),
     ],
 )
 def test_unpaired_files_are_an_error_naming_the_file(tmp_path, names, message):
@@ -52,9 +55,9 @@ def test_unpaired_files_are_an_error_naming_the_file(tmp_path, names, message):
 
 
 def test_missing_folder_and_file_are_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         read_support_folder(tmp_path / "absent")
-    with pytest.raises(NotADirectoryError, match="is a file"):
+    with pytest.raises(NotADirectoryError, match="expected a folder, got a file"):
         read_support_folder(fill(tmp_path, "1.jpg") / "1.jpg")
 
 

@@ -153,7 +153,9 @@ def test_tensor_is_channels_height_width_unless_only_the_other_order_fits(shape,
 )
 @pytest.mark.parametrize("make", [np.zeros, torch.zeros], ids=["array", "tensor"])
 def test_other_shapes_are_an_error(make, shape):
-    with pytest.raises(ValueError, match=rf"query has shape {re.escape(str(shape))}; expected \(H"):
+    with pytest.raises(
+        ValueError, match=rf"^query: expected \(H, W\) or .*, got {re.escape(str(shape))}"
+    ):
         read_image(make(shape), argument="query")
 
 
@@ -193,7 +195,7 @@ def test_rounding_error_beyond_0_1_is_clipped():
     ],
 )
 def test_float_out_of_range_is_an_error_with_the_range_and_a_hint(values, hint):
-    message = rf"image holds floats {values[0]:.4g}\.\.{values[1]:.4g}; expected 0\.\.1 \({hint}"
+    message = rf"^image: expected floats in 0\.\.1, got {values[0]:.4g}\.\.{values[1]:.4g} \({hint}"
     for source in (np.array([values]), torch.tensor([values])):
         with pytest.raises(ValueError, match=message):
             read_image(source)
@@ -204,7 +206,9 @@ def test_nan_and_infinity_are_errors(bad, kind):
     array = np.full((3, 4), 0.5, dtype=np.float32)
     array[1, :2] = bad
     for source in (array, torch.from_numpy(array), Image.fromarray(array)):
-        with pytest.raises(ValueError, match=rf"^query holds 2 {kind} values$"):
+        with pytest.raises(
+            ValueError, match=rf"^query: expected finite numbers, got 2 {kind} values$"
+        ):
             read_image(source, argument="query")
 
 
@@ -216,7 +220,9 @@ def test_integers_within_0_255_are_taken_as_they_are(dtype):
 
 @pytest.mark.parametrize("values", [[-1, 5], [0, 256]])
 def test_integers_out_of_range_are_an_error(values):
-    with pytest.raises(ValueError, match=rf"int64 values {values[0]}\.\.{values[1]}; expected 0"):
+    with pytest.raises(
+        ValueError, match=rf"integers in 0\.\.255, .*, got int64 in {values[0]}\.\.{values[1]}$"
+    ):
         read_image(torch.tensor([values]))
 
 
@@ -252,7 +258,7 @@ def test_read_only_array_is_read_without_a_warning(recwarn):
     ids=lambda source: type(source).__name__,
 )
 def test_other_kinds_are_a_type_error(source):
-    with pytest.raises(TypeError, match=r"^support\[1\] image (is|holds) .*; expected"):
+    with pytest.raises(TypeError, match=r"^support\[1\] image: expected .*, got "):
         read_image(source, argument="support[1] image")
 
 
@@ -268,13 +274,13 @@ def test_tensor_of_other_kinds_is_a_type_error(tensor):
 
 def test_missing_file_is_file_not_found(tmp_path):
     path = tmp_path / "absent.jpg"
-    with pytest.raises(FileNotFoundError, match=re.escape(f"query '{path}' does not exist")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"query '{path}': no such file")):
         read_image(path, argument="query")
 
 
 def test_folder_is_an_error(tmp_path):
     with pytest.raises(
-        ValueError, match=re.escape(f"image '{tmp_path}' cannot be read: it is a f")
+        ValueError, match=re.escape(f"image '{tmp_path}': cannot be read (it is a f")
     ):
         read_image(tmp_path)
 
@@ -285,7 +291,7 @@ def test_folder_is_an_error(tmp_path):
 def test_file_that_is_no_image_is_an_error(tmp_path, content):
     path = tmp_path / "photo.png"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(f"image '{path}' ")):
+    with pytest.raises(ValueError, match=re.escape(f"image '{path}': ")):
         read_image(path)
 
 
@@ -295,7 +301,7 @@ def test_truncated_file_is_an_error(tmp_path, suffix):
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
     cut = tmp_path / f"cut.{suffix}"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(ValueError, match=rf"query '.*cut\.{suffix}' "):
+    with pytest.raises(ValueError, match=rf"query '.*cut\.{suffix}': "):
         read_image(cut, argument="query")
 
 
@@ -332,7 +338,7 @@ def test_decompression_bomb_is_an_error(tmp_path):
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     path = tmp_path / "bomb.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b""))
-    with pytest.raises(ValueError, match=r"bomb\.png' cannot be read: Image size"):
+    with pytest.raises(ValueError, match=r"bomb\.png': cannot be read \(Image size"):
         read_image(path)
 
 
@@ -342,7 +348,7 @@ def test_decompression_bomb_is_an_error(tmp_path):
     ids=type,
 )
 def test_image_without_pixels_is_an_error(source):
-    with pytest.raises(ValueError, match=r"image .*(no pixels|0 x 4 pixels)"):
+    with pytest.raises(ValueError, match=r"image: (expected at least one pixel|.*0 x 4 pixels)"):
         read_image(source)
 
 
@@ -351,7 +357,7 @@ def test_closed_pil_image_is_an_error(tmp_path):
     Image.fromarray(COLOURS).save(path)
     image = Image.open(path)
     image.close()
-    with pytest.raises(ValueError, match="image cannot be read"):
+    with pytest.raises(ValueError, match="image: cannot be read"):
         read_image(image)
 
 
@@ -360,5 +366,5 @@ def test_file_without_read_permission_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(PermissionError, match=r"image .photo\.png. cannot be read: permission"):
+    with pytest.raises(PermissionError, match=r"image .photo\.png.: no permission"):
         read_image(Path("photo.png"))
