@@ -36,7 +36,9 @@ class Task:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        leading = {tuple(t.shape[:2]) if t.ndim >= 2 else tuple(t.shape) for t in self.tensors.values()}
+        leading = {
+            tuple(t.shape[:2]) if t.ndim >= 2 else tuple(t.shape) for t in self.tensors.values()
+        }
         if len(leading) != 1 or len(next(iter(leading))) != 2:
             raise expected(
                 "tensors",
@@ -54,7 +56,9 @@ class Task:
         """The number of episodes B; 1 outside training."""
         return next(iter(self.tensors.values())).shape[0]
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Task:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Task:
         """The same task on another device or in another floating-point dtype."""
         moved = {key: t.to(device=device, dtype=dtype) for key, t in self.tensors.items()}
         return replace(self, tensors=moved)
@@ -104,11 +108,15 @@ class Task:
     def check_compatible(self, other: Task, *, argument: str = "task") -> None:
         """Raise ValueError if `other` cannot be used together with this task."""
         if other.method != self.method:
-            raise expected(argument, f"a task of method {self.method!r}", f"one of {other.method!r}")
+            raise expected(
+                argument, f"a task of method {self.method!r}", f"one of {other.method!r}"
+            )
         for key in self.settings.keys() | other.settings.keys():
             ours, theirs = self.settings.get(key), other.settings.get(key)
             if ours != theirs:
-                raise expected(argument, f"a task with {key} {ours!r}", f"one with {key} {theirs!r}")
+                raise expected(
+                    argument, f"a task with {key} {ours!r}", f"one with {key} {theirs!r}"
+                )
 
     def save(self, path: str | Path) -> None:
         """Write the task as safetensors; an interrupted write leaves the old file as it was.
@@ -135,7 +143,9 @@ class Task:
         metadata = read_metadata(path)
         if metadata.get("format") != FORMAT:
             raise expected(
-                "path", "a task file written by Task.save", f"{path} (a safetensors file of something else)"
+                "path",
+                "a task file written by Task.save",
+                f"{path} (a safetensors file of something else)",
             )
         settings = json.loads(metadata.get("settings", "{}"))
         return Task(metadata["method"], read_checkpoint(path), metadata["name"], settings)

@@ -112,15 +112,17 @@ def main() -> None:
             )
             for shots in arguments.shots:
                 row: dict[str, object] = {
-                    "encoder": arguments.encoder, "layers": layers, "size": size,
-                    "normalized": arguments.normalize_layers, "method": method, "shots": shots,
+                    "encoder": arguments.encoder,
+                    "layers": layers,
+                    "size": size,
+                    "normalized": arguments.normalize_layers,
+                    "method": method,
+                    "shots": shots,
                     "seed": arguments.seed,
                 }
                 for label, categories in sets.items():
                     queries = 10 if label in ("objects", "defects") else arguments.queries
-                    chosen = episodes(
-                        categories, shots=shots, queries=queries, seed=arguments.seed
-                    )
+                    chosen = episodes(categories, shots=shots, queries=queries, seed=arguments.seed)
                     scores = score(model, chosen)
                     row[label] = scores["miou"]
                     if label == "objects":

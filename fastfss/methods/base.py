@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -124,7 +124,9 @@ class FewShotSegmenter(nn.Module):
             maps = {name: F.normalize(m, dim=1) for name, m in maps.items()}
         size = first.shape[-2:]
         resized = [
-            m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=True)
+            m
+            if m.shape[-2:] == size
+            else F.interpolate(m, size, mode="bilinear", align_corners=True)
             for m in maps.values()
         ]
         return torch.cat(resized, dim=1)
@@ -227,11 +229,17 @@ class FewShotSegmenter(nn.Module):
         mine = Task(self.method, {"-": torch.empty(1, 1)}, settings=self.settings())
         for one in tasks:
             mine.check_compatible(one)
+        started = time.perf_counter()
         image = read_image(query, argument="query")
         size = (image.shape[1], image.shape[2])
         tasks = [one.to(self.device) for one in tasks]
         prediction = self.segment(self._prepare(image), tasks, output_size=size)
-        return _result(prediction, [one.name for one in tasks])
+        return Result.from_probabilities(
+            prediction.probabilities[0],
+            prediction.labels[0],
+            names=[one.name for one in tasks],
+            seconds=time.perf_counter() - started,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -283,24 +291,6 @@ class FewShotSegmenter(nn.Module):
             )
 
 
-def _result(prediction: Prediction, names: Sequence[str]) -> Result:
-    """The first image of a batch as a Result.
-
-    A task's confidence is the mean foreground probability over the pixels that it got, 0 without
-    any: it ranks masks, but is not calibrated.
-    """
-    labels, scores = prediction.labels[0], prediction.probabilities[0].float()
-    ways = torch.arange(1, len(names) + 1, device=labels.device).view(-1, 1, 1)
-    chosen = (labels == ways).float()
-    confidence = (scores * chosen).sum((1, 2)) / chosen.sum((1, 2)).clamp_min(1)
-    return Result(
-        labels=labels.cpu().numpy().astype(np.uint8 if len(names) < 256 else np.uint16),
-        scores=scores.cpu().numpy(),
-        confidence=tuple(confidence.tolist()),
-        names=tuple(names),
-    )
-
-
 def shots_of(images: Images, masks: Images) -> tuple[list[Tensor], list[Tensor]]:
     """Check a support set and return it as K images (B, 3, H, W) and K masks (B, H, W).
 
@@ -324,7 +314,9 @@ def shots_of(images: Images, masks: Images) -> tuple[list[Tensor], list[Tensor]]
         lists.append(list(value))
     first, second = lists
     if len(first) != len(second) or not first:
-        raise expected("masks", "one mask an image, at least one", f"{len(second)} for {len(first)}")
+        raise expected(
+            "masks", "one mask an image, at least one", f"{len(second)} for {len(first)}"
+        )
     if len({one.shape[0] for one in first + second}) != 1:
         sizes = [one.shape[0] for one in first + second]
         raise expected("images and masks", "the same batch size in all shots", str(sizes))

@@ -37,7 +37,9 @@ def cosine_scores(features: Tensor, foreground: Tensor, background: Tensor) -> T
     """
     if foreground.ndim == background.ndim:
         return prototype_match(features, torch.stack([background, foreground], 1), scale=SCALE)
-    pair = [prototype_match(features, p.unsqueeze(1), scale=SCALE) for p in (background, foreground)]
+    pair = [
+        prototype_match(features, p.unsqueeze(1), scale=SCALE) for p in (background, foreground)
+    ]
     return torch.cat(pair, dim=1)
 
 

@@ -74,7 +74,9 @@ class SSP(PrototypeSegmenter):
         """Final scores (B, 2, h, w) of features (B, C, h, w) with prototypes (B, C)."""
         return self_support(features, foreground, background, self.config, self.refine).final
 
-    def forward(self, images: Images, masks: Images, query: Tensor, query_mask: Tensor) -> SSPOutput:
+    def forward(
+        self, images: Images, masks: Images, query: Tensor, query_mask: Tensor
+    ) -> SSPOutput:
         """The training forward.
 
         Args:

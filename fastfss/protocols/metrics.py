@@ -44,7 +44,7 @@ class ConfusionMeter:
         self.histogram += counts.view(labels, labels).to(self.histogram.device)
 
     def compute(self) -> dict[str, float]:
-        """"miou" in percent over the classes that occurred; NaN before any did."""
+        """ "miou" in percent over the classes that occurred; NaN before any did."""
         matrix = self.histogram.double()
         union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
         return {"miou": 100 * float((matrix.diagonal() / union)[1:].nanmean())}
@@ -83,7 +83,7 @@ class FoldMeter:
         return intersection, union
 
     def compute(self) -> dict[str, float]:
-        """"miou" and "fb_iou" in percent."""
+        """ "miou" and "fb_iou" in percent."""
         intersection = self.intersection[self.classes].double()
         union = self.union[self.classes].double()
         per_class = intersection[:, 1] / union[:, 1].clamp_min(1)

@@ -111,7 +111,9 @@ def published_forward(
     shots = [encoder(image, (layer,))[layer] for image in supports]
     features = encoder(query, (layer,))[layer]
     pairs = zip(shots, masks, strict=True)
-    pooled = [(published_pool(f, (m == 1).float()), published_pool(f, (m == 0).float())) for f, m in pairs]
+    pooled = [
+        (published_pool(f, (m == 1).float()), published_pool(f, (m == 0).float())) for f, m in pairs
+    ]
     foreground, background = (torch.stack(side).mean(dim=0) for side in zip(*pooled, strict=True))
     scores = published_head(features, foreground, background, refine=refine, selected=selected)
     return F.interpolate(scores, query.shape[-2:], mode="bilinear", align_corners=True)

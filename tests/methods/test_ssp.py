@@ -58,7 +58,10 @@ def test_shots_of_different_sizes_are_encoded_each_at_its_own() -> None:
     images, masks, query = episode(shots=1, size=64)
     others, other_masks, _ = episode(shots=1, size=48, seed=1)
     task = segmenter.encode_support([images[:, 0], others[:, 0]], [masks[:, 0], other_masks[:, 0]])
-    single = [segmenter.encode_support(images, masks), segmenter.encode_support(others, other_masks)]
+    single = [
+        segmenter.encode_support(images, masks),
+        segmenter.encode_support(others, other_masks),
+    ]
     expected = torch.cat([one.tensors["foreground"] for one in single], dim=1)
     assert_close(task.tensors["foreground"], expected)
     assert segmenter.segment(query, task).logits.shape == (1, 2, 64, 64)
@@ -69,7 +72,9 @@ def test_ways_share_one_encoding_and_the_largest_margin_wins() -> None:
     segmenter = model()
     images, masks, query = episode()
     first = segmenter.encode_support(images, masks)
-    second = segmenter.encode_support(images, torch.zeros_like(masks).index_fill_(-1, torch.arange(9), 1))
+    second = segmenter.encode_support(
+        images, torch.zeros_like(masks).index_fill_(-1, torch.arange(9), 1)
+    )
     calls = []
     segmenter.encoder.register_forward_hook(lambda *_: calls.append(1))
     both = segmenter.segment(query, [first, second])
@@ -152,7 +157,9 @@ def test_a_training_step_moves_only_the_published_parameters() -> None:
     moved = {n.split(".")[1] for n, p in segmenter.named_parameters() if p.grad is not None}
     assert moved == {"layer2"}
     assert not any(m.training for m in segmenter.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    expected = sum(losses[k] for k in ("first", "refined", "query_self")) + 0.2 * losses["support_self"]
+    expected = (
+        sum(losses[k] for k in ("first", "refined", "query_self")) + 0.2 * losses["support_self"]
+    )
     assert_close(losses["total"], expected)
 
 
@@ -190,7 +197,11 @@ def test_bfloat16_for_inference_gives_nearly_the_same_labels() -> None:
     ("images", "masks", "message"),
     [
         (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8), r"images: expected \(B, K, 3, H, W\)"),
-        (torch.zeros(1, 1, 4, 8, 8), torch.zeros(1, 1, 8, 8), r"images\[0\]: expected \(B, 3, H, W\)"),
+        (
+            torch.zeros(1, 1, 4, 8, 8),
+            torch.zeros(1, 1, 8, 8),
+            r"images\[0\]: expected \(B, 3, H, W\)",
+        ),
         (torch.zeros(1, 2, 3, 8, 8), torch.zeros(1, 1, 8, 8), "masks: expected one mask an image"),
         (torch.zeros(2, 1, 3, 8, 8), torch.zeros(1, 1, 8, 8), "the same batch size"),
         ([], [], "at least one"),
@@ -214,7 +225,9 @@ def test_wrong_queries_and_tasks_are_named() -> None:
         with pytest.raises(ValueError, match="method 'mlc'"):
             model(MLC).segment(query, task)
         wide = SSP(create_encoder("resnet18"), layers=("layer3",))
-        with pytest.raises(ValueError, match=r"task: expected foreground prototypes \(1 or 1, K, 256\)"):
+        with pytest.raises(
+            ValueError, match=r"task: expected foreground prototypes \(1 or 1, K, 256\)"
+        ):
             wide.segment(query, task)
 
 
@@ -224,6 +237,11 @@ def test_the_logits_equal_the_published_forward(refine: bool) -> None:
     segmenter = model(refine=refine)
     images, masks, query = episode(batch=2, shots=3)
     expected = published_forward(
-        segmenter.encoder, "layer2", list(images.unbind(1)), list(masks.unbind(1)), query, refine=refine
+        segmenter.encoder,
+        "layer2",
+        list(images.unbind(1)),
+        list(masks.unbind(1)),
+        query,
+        refine=refine,
     )
     assert_close(segmenter.segment(query, segmenter.encode_support(images, masks)).logits, expected)

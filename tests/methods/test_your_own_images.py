@@ -107,9 +107,7 @@ def test_one_label_of_a_label_map_can_be_taken() -> None:
     labels = np.where(mask > 0, 7, 3).astype(np.uint8)
     labels[:5] = 0
     task = model.fit([(image, labels)], mask_value=7)
-    assert torch.equal(
-        task.tensors["foreground"], model.fit([(image, mask)]).tensors["foreground"]
-    )
+    assert torch.equal(task.tensors["foreground"], model.fit([(image, mask)]).tensors["foreground"])
 
 
 @pytest.mark.filterwarnings("default")

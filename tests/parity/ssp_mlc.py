@@ -244,5 +244,3 @@ def _compare_gradients(case: Case, report: Report, model: SSP | MLC) -> None:
 
 def _drawn(tag: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.from_numpy(array_for(tag, shape, seed))
-
-
