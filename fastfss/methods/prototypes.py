@@ -20,7 +20,7 @@ SCALE = 10.0  # of every cosine score (Fan et al., ECCV 2022; Yang et al., ICCV 
 
 
 def region_masks(masks: Tensor) -> Tensor:
-    """(B, H, W) of {0, 1, 255} -> float32 (B, 2, H, W): foreground, background; 255 is in neither."""
+    """(B, H, W) of {0, 1, 255} -> float32 (B, 2, H, W): foreground, background, 255 in neither."""
     return torch.stack([masks == 1, masks == 0], dim=1).float()
 
 
@@ -55,7 +55,7 @@ class PrototypeSegmenter(FewShotSegmenter):
     pooling_resize: Literal["mask", "features"]
 
     def pool(self, features: Tensor, masks: Tensor) -> Tensor:
-        """Prototypes (B, 2, C), foreground and background, of (B, C, h, w) under masks (B, H, W)."""
+        """Prototypes (B, 2, C), foreground and background, of (B, C, h, w) under (B, H, W)."""
         return masked_average_pool(features, region_masks(masks), resize=self.pooling_resize)
 
     def encode_support(self, images: Images, masks: Images) -> Task:
@@ -94,7 +94,7 @@ class PrototypeSegmenter(FewShotSegmenter):
         """Final scores (B, 2, h, w) of query features (B, C, h, w) with prototypes (B, C)."""
 
     def shot_features(self, images: list[Tensor]) -> list[Tensor]:
-        """The feature maps (B, C, h, w) of K images (B, 3, H, W); equal sizes are encoded together."""
+        """The maps (B, C, h, w) of K images (B, 3, H, W); equal sizes are encoded together."""
         groups: dict[torch.Size, list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(image.shape, []).append(index)

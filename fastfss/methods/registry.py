@@ -12,7 +12,7 @@ from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.mlc import MLC
 from fastfss.methods.ssp import SSP
 
-METHODS: dict[str, type[FewShotSegmenter]] = {SSP.method: SSP, MLC.method: MLC}
+METHODS: dict[str, type[SSP] | type[MLC]] = {SSP.method: SSP, MLC.method: MLC}
 
 
 def list_models() -> list[str]:
@@ -44,7 +44,8 @@ def create_model(
         The model, in evaluation mode.
 
     Raises:
-        ValueError: for an unknown method, encoder or layer, or weights that do not fit (CheckpointError).
+        ValueError: for an unknown method, encoder or layer; CheckpointError for weights that do not
+            fit.
         TypeError: for an option that the method does not have.
     """
     if method not in METHODS:
@@ -56,7 +57,8 @@ def create_model(
         raise expected("weights", "None together with a ready Encoder", repr(weights))
     else:
         origin = "given"
-    chosen = {} if layers is None else {"layers": tuple(layers)}
-    model = METHODS[method](encoder, size=size, **chosen, **options)
+    if layers is not None:
+        options["layers"] = tuple(layers)
+    model = METHODS[method](encoder, size=size, **options)
     model.weights_origin = origin
     return model.eval()

@@ -1,4 +1,6 @@
-"""Self-support matching: prototypes gathered from the query itself (Fan et al., ECCV 2022, section 3).
+"""Self-support matching: prototypes gathered from the query itself.
+
+Fan, Pei, Tai, Tang: "Self-Support Few-Shot Semantic Segmentation", ECCV 2022, section 3.
 
 Written with masks instead of gathered positions, so that a batch needs no loop, nothing waits for a
 device, and the second pass only adds the positions whose membership changed.
@@ -25,7 +27,8 @@ class SelfSupportConfig:
         foreground_threshold: positions above it (strictly) make the foreground prototype.
         background_threshold: likewise for the background.
         fallback: how many of the most probable positions stand in where none is above.
-        support_weight: of the support's foreground prototype in each pass; the query's own has the rest.
+        support_weight: of the support's foreground prototype in each pass; the query's own has
+            the rest.
         local_weight: of the local in the query's own background prototype; the global has the rest.
         prototype_blend: of the support's, the first pass's and the second pass's prototypes in the
             second pass.
@@ -46,7 +49,7 @@ class SelfSupportPass:
     """One pass.
 
     Attributes:
-        selected: (B, 2, h, w) 0/1: the positions that made the foreground and background prototypes.
+        selected: (B, 2, h, w) 0/1: the positions that made the foreground and the background.
         foreground_mean: (B, C), mean query feature over the selected foreground (SSFP).
         background_mean: (B, C), likewise over the background (SSBP).
         foreground: (B, C), the prototype that was matched.
@@ -62,7 +65,7 @@ class SelfSupportPass:
 
 @dataclass(frozen=True, eq=False)
 class SelfSupport:
-    """The head's scores: `initial` (B, 2, h, w) from the support alone, both passes, and `final`."""
+    """The head's scores, (B, 2, h, w) each: from the support alone, of both passes, the result."""
 
     initial: Tensor
     first: SelfSupportPass

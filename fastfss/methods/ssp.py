@@ -132,8 +132,8 @@ class SSP(PrototypeSegmenter):
             masks: support masks as in encode_support, of the query's size.
 
         Returns:
-            "first", "query_self", "support_self" (its weight 0.2 not applied), "refined" where there
-            is one, and "total".
+            "first", "query_self", "support_self" (its weight 0.2 not applied), "refined" where
+            there is one, and "total".
         """
         shot_masks = list(masks.unbind(1)) if isinstance(masks, Tensor) else list(masks)
         targets = {
