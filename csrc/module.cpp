@@ -9,6 +9,7 @@
 #include "fastfss/isa.h"
 #include "fastfss/probe.h"
 #include "fastfss/tensor.h"
+#include "fastfss/workspace.h"
 #ifdef FASTFSS_CUDA_ARCHS
 #include "fastfss/cuda_device.h"
 #endif
@@ -87,6 +88,7 @@ PYBIND11_MODULE(_native, module) {
         emulate_amx ? dense_match_emulated_amx(args) : dense_match(args);
       },
       py::call_guard<py::gil_scoped_release>());
+  module.def("release_workspace", &release_workspace);
   // For tests: the kernels' own exponential.
   module.def("probe_exp", [](const TensorView& from, const TensorView& to) {
     probe_exp(from.as<float>(), to.as<float>(), from.size[0]);
