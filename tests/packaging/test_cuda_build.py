@@ -60,7 +60,7 @@ def test_environment_tells_the_state_of_cuda_in_the_runtimes_words(build):
     library = str(build / "lib")
     found = json.loads(run(sys.executable, "-c", PRINT_ENV, cwd=build, PYTHONPATH=library))
     cuda = next(backend for backend in found["backends"] if backend["name"] == "cuda")
-    assert "80;90" in cuda["detail"]
+    assert "80,90" in cuda["detail"]
     assert cuda["on"] == torch.cuda.is_available()
     if not cuda["on"]:
         assert re.search(r"CUDA driver|no CUDA-capable device|sees no GPU", cuda["detail"])
