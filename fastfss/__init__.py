@@ -1,5 +1,27 @@
-"""fastfss: few-shot segmentation, the published methods under one API."""
+"""fastfss: few-shot segmentation, the published methods under one API.
+
+Example:
+    >>> import fastfss
+    >>> fastfss.list_models()
+    ['mlc', 'ssp']
+"""
 
 from __future__ import annotations
 
+from fastfss.encoders import create_encoder, list_encoders
+from fastfss.methods import MLC, SSP, create_model, list_models
+from fastfss.result import Result
+from fastfss.task import Task
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "MLC",
+    "SSP",
+    "Result",
+    "Task",
+    "create_encoder",
+    "create_model",
+    "list_encoders",
+    "list_models",
+]

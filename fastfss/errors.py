@@ -16,6 +16,10 @@ def expected_kind(argument: str, wanted: str, came: str) -> TypeError:
     return TypeError(f"{argument}: expected {wanted}, got {came}")
 
 
+class CheckpointError(ValueError):
+    """A weight file cannot be read, or does not fit the module it should fill."""
+
+
 class MissingExtraError(ImportError):
     """A feature needs a package that only comes with one of fastfss's extras."""
 

@@ -1,0 +1,295 @@
+"""What every encoder is: a module that returns named feature maps, shallow to deep."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastfss.encoders._folding import fold_batch_norm_
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """One feature map that an encoder can return.
+
+    Args:
+        name: its key in the result.
+        channels: its channels.
+        stride: pixels per position; an H x W image gives about H / stride x W / stride positions.
+    """
+
+    name: str
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What the encoder expects of its input: `(image - mean) / std`, RGB, image in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Normalise images.
+
+        Args:
+            images: (..., 3, H, W) floating point, RGB in [0, 1].
+
+        Returns:
+            The same shape, dtype and device.
+
+        Raises:
+            TypeError: images that are not floating point.
+        """
+        if not images.is_floating_point():
+            raise TypeError(f"images: expected floating point in [0, 1], got {images.dtype}")
+        mean = images.new_tensor(self.mean)[:, None, None]
+        std = images.new_tensor(self.std)[:, None, None]
+        return (images - mean) / std
+
+
+IMAGENET_NORMALIZATION = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def initialise_(module: nn.Module) -> None:
+    """Kaiming-normal convolutions (fan out, ReLU) without bias, batch norms that change nothing."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, _BatchNorm):
+            part.reset_parameters()
+
+
+class Encoder(nn.Module):
+    """An image encoder that returns named feature maps.
+
+    Batch norm always uses its stored statistics, in training mode too: the few images of an episode
+    are too few for statistics of their own, and every method here was published that way.
+
+    Attributes:
+        name: what `create_encoder` calls it.
+        features: everything `forward` can return, shallow to deep.
+        normalization: what its input must have been normalised with.
+        options: with these, `create_encoder(name, **options)` builds the same modules again.
+    """
+
+    name: str
+    features: tuple[FeatureInfo, ...]
+    normalization: Normalization
+    options: Mapping[str, object]
+    # Shell patterns of entries, under this encoder's names, that a file may hold and that are left
+    # out: classifiers and stages that the encoder does not have.
+    ignored_keys: tuple[str, ...] = ()
+
+    # The image size with which fold_batch_norm watches which convolution feeds which norm.
+    _probe_size: tuple[int, int] = (64, 64)
+
+    def __init__(
+        self, name: str, features: Sequence[FeatureInfo], normalization: Normalization
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.features = tuple(features)
+        self.normalization = normalization
+        self.options = {}
+
+    def forward(self, images: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Compute feature maps, and nothing deeper than the deepest one asked for.
+
+        Args:
+            images: (B, 3, H, W) floating point, normalised with `normalization`.
+            names: the maps wanted; None for all of `features`.
+
+        Returns:
+            Name to map (B, channels, H', W'), in the order asked for.
+
+        Raises:
+            TypeError: images that are not floating point, or `names` given as one text.
+            ValueError: images of another shape, or a name that `features` lacks.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images: expected (B, 3, H, W), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(f"images: expected normalised floating point, got {images.dtype}")
+        if isinstance(names, str):
+            raise TypeError(f"names: expected a sequence of names, got the text {names!r}")
+        wanted = [feature.name for feature in self.features] if names is None else list(names)
+        for name in wanted:
+            self.info(name)
+        maps = self._compute(images, frozenset(wanted)) if wanted else {}
+        return {name: maps[name] for name in wanted}
+
+    def info(self, name: str) -> FeatureInfo:
+        """The description of one feature map.
+
+        Args:
+            name: one of the names in `features`.
+
+        Raises:
+            ValueError: no such map.
+        """
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        offered = ", ".join(feature.name for feature in self.features)
+        raise ValueError(f"{self.name} has no feature map {name!r}; it has {offered}")
+
+    def fold_batch_norm(self, *, channels_last: bool = False) -> Self:
+        """A copy for inference with the batch norms folded into the convolutions before them.
+
+        A norm that follows no convolution, as in a pre-activation network of timm, stays.
+
+        Args:
+            channels_last: also keep the weights in channels-last order, which makes the
+                convolutions work in that order and return channels-last maps.
+
+        Returns:
+            A copy in evaluation mode whose parameters need no gradient; its maps are equal to 1e-5
+            of their norm.
+
+        Raises:
+            NotImplementedError: a convolution that feeds a norm feeds something else too.
+        """
+        folded = copy.deepcopy(self).eval().requires_grad_(False)
+        if folded._fold_():
+            folded.options = {**folded.options, "folded": True}
+        return folded.to(memory_format=torch.channels_last) if channels_last else folded
+
+    def truncate_(self, last: str) -> Self:
+        """Drop everything deeper than one map, its parameters included.
+
+        Args:
+            last: the deepest map to keep.
+
+        Returns:
+            This encoder.
+
+        Raises:
+            ValueError: no such map.
+        """
+        kept = self.features[: self.features.index(self.info(last)) + 1]
+        if kept != self.features:
+            self._drop(self.features[len(kept) :])
+            self.features = kept
+            self.options = {**self.options, "last": last}
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of everything but the batch norms, which stay in evaluation mode."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def own_keys(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a published file under this encoder's names.
+
+        Args:
+            tensors: key to tensor, as read from the file.
+        """
+        return dict(tensors)
+
+    def pretrained(self) -> dict[str, Tensor]:
+        """Download ImageNet weights, under published names.
+
+        Raises:
+            ValueError: nobody offers any for this encoder.
+        """
+        raise ValueError(
+            f"{self.name}: no ImageNet weights to download; give a file, weights=<path>"
+        )
+
+    def keep_what_is_in_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Drop the deepest maps of which a file holds nothing.
+
+        Args:
+            tensors: the file's tensors, under this encoder's names.
+        """
+
+    def _compute(self, images: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+        """The maps named in `wanted`, which is not empty, and any others that came on the way."""
+        raise NotImplementedError
+
+    def _drop(self, features: Sequence[FeatureInfo]) -> None:
+        """Delete the modules that only these maps, the deepest ones, need."""
+        raise NotImplementedError
+
+    def _fold_(self) -> bool:
+        """Fold in place; whether there was anything to fold."""
+        weight = next(self.parameters())
+        probe = torch.randn(1, 3, *self._probe_size, generator=torch.Generator().manual_seed(0))
+        return fold_batch_norm_(self, probe.to(weight))
+
+
+class StagedEncoder(Encoder):
+    """An encoder whose modules run one after another, a feature map after each stage.
+
+    Args:
+        name, features, normalization: as in `Encoder`.
+        stages: for each feature map the paths of the modules that lead to it from the one before,
+            in order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        features: Sequence[FeatureInfo],
+        normalization: Normalization,
+        stages: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        super().__init__(name, features, normalization)
+        # Paths, not modules: folding replaces modules, and a copy must not run the original's.
+        self._stages = dict(stages)
+
+    def stage_modules(self, name: str) -> tuple[str, ...]:
+        """The paths of the modules that lead to a map from the one before it.
+
+        Args:
+            name: one of the names in `features`.
+
+        Raises:
+            ValueError: no such map.
+        """
+        return self._stages[self.info(name).name]
+
+    def keep_what_is_in_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Drop the deepest maps of which a file holds nothing."""
+        held = [
+            feature.name
+            for feature in self.features
+            if any(key.startswith(f"{p}.") for p in self._stages[feature.name] for key in tensors)
+        ]
+        # With nothing at all the file is the wrong one, and loading it will say so.
+        if held:
+            self.truncate_(held[-1])
+
+    def _compute(self, images: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = {}
+        x = images
+        for feature in self.features:
+            for path in self._stages[feature.name]:
+                x = attrgetter(path)(self)(x)
+            maps[feature.name] = x
+            if wanted <= maps.keys():
+                break
+        return maps
+
+    def _drop(self, features: Sequence[FeatureInfo]) -> None:
+        for feature in features:
+            for path in self._stages.pop(feature.name):
+                parent, _, leaf = path.rpartition(".")
+                delattr(self.get_submodule(parent), leaf)

@@ -1,0 +1,171 @@
+"""The deep-stem, dilated ResNet that SSP and MLC share, without its fourth stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from fastfss.encoders.base import (
+    IMAGENET_NORMALIZATION,
+    FeatureInfo,
+    StagedEncoder,
+    initialise_,
+)
+from fastfss.encoders.timm_encoder import pretrained_state_dict
+from fastfss.weights import deep_stem_keys
+
+# Bottlenecks of layer1, layer2, layer3.
+_DEPTHS = {"deep_resnet50": (3, 4, 6), "deep_resnet101": (3, 4, 23)}
+# GluonCV's ResNet-v1s has this layout and freely licensed weights (Apache-2.0). SSP and MLC start
+# from another ImageNet training of the same shapes, for which there is no such download.
+_PRETRAINED = {
+    "deep_resnet50": "resnet50s.gluon_in1k",
+    "deep_resnet101": "resnet101s.gluon_in1k",
+}
+_EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around an identity (He et al., CVPR 2016).
+
+    Args:
+        inputs: input channels.
+        width: channels of the 3x3 convolution; the output has four times as many.
+        stride: of the 3x3 convolution and of the projection.
+        dilation: of the 3x3 convolution.
+        project: whether the identity goes through a 1x1 convolution.
+        activate: whether a ReLU follows the addition.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        project: bool = False,
+        activate: bool = True,
+    ) -> None:
+        super().__init__()
+        outputs = _EXPANSION * width
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(
+            width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+        )
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if project:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        self.activate = activate
+
+    def forward(
+        self,
+        x: Tensor,  # (B, inputs, H, W)
+    ) -> Tensor:  # (B, 4 * width, H / stride, W / stride)
+        """Apply the block."""
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        x += identity
+        return self.relu(x) if self.activate else x
+
+
+class DeepStemResNet(StagedEncoder):
+    """ResNet-50 or -101 with a stem of three 3x3 convolutions and a dilated third stage.
+
+    The maps are signed at the end: the last block of layer3 has no ReLU. The names of parameters
+    and buffers are those of the published encoder files. Batch-norm scales and shifts are frozen,
+    as in the published training.
+
+    Source: Yang et al., ICCV 2021 (MLC) and Fan et al., ECCV 2022 (SSP), the encoder of both.
+
+    A file of weights may be an encoder file in either naming of its stem, or a checkpoint of SSP or
+    of MLC.
+
+    Args:
+        name: "deep_resnet50" or "deep_resnet101".
+
+    Raises:
+        ValueError: another name.
+    """
+
+    ignored_keys = ("layer4.*", "fc.*")
+
+    def __init__(self, name: str = "deep_resnet50") -> None:
+        if name not in _DEPTHS:
+            raise ValueError(f"name: expected one of {', '.join(_DEPTHS)}, got {name!r}")
+        super().__init__(
+            name,
+            (
+                FeatureInfo("stem", 128, 4),
+                FeatureInfo("layer1", 256, 4),
+                FeatureInfo("layer2", 512, 8),
+                FeatureInfo("layer3", 1024, 8),
+            ),
+            IMAGENET_NORMALIZATION,
+            {
+                "stem": ("conv1", "bn1", "relu", "maxpool"),
+                "layer1": ("layer1",),
+                "layer2": ("layer2",),
+                "layer3": ("layer3",),
+            },
+        )
+        depths = _DEPTHS[name]
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 64, 3, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 128, 3, padding=1, bias=False),
+        )
+        self.bn1 = nn.BatchNorm2d(128)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _stage(128, 64, depths[0])
+        self.layer2 = _stage(256, 128, depths[1], stride=2)
+        self.layer3 = _stage(512, 256, depths[2], dilation=2, last_relu=False)
+        initialise_(self)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+        self.train(self.training)  # puts the batch norms into evaluation mode
+
+    def own_keys(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a published file under this encoder's names."""
+        keys = deep_stem_keys(tensors)
+        return {keys.to_ours(key).removeprefix("encoder."): t for key, t in tensors.items()}
+
+    def pretrained(self) -> dict[str, Tensor]:
+        """ImageNet weights of the same network, by timm's download."""
+        return pretrained_state_dict(_PRETRAINED[self.name])
+
+
+def _stage(
+    inputs: int,
+    width: int,
+    blocks: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    last_relu: bool = True,
+) -> nn.Sequential:
+    """A residual stage; its first block strides and projects, the later ones are dilated."""
+    first = Bottleneck(inputs, width, stride=stride, project=True)
+    later = [
+        Bottleneck(
+            _EXPANSION * width, width, dilation=dilation, activate=last_relu or block < blocks - 1
+        )
+        for block in range(1, blocks)
+    ]
+    return nn.Sequential(first, *later)

@@ -1,0 +1,137 @@
+"""Encoders by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastfss.encoders.base import Encoder
+from fastfss.encoders.deep_stem_resnet import DeepStemResNet
+from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
+from fastfss.encoders.timm_encoder import PREFIX, TimmEncoder
+from fastfss.encoders.torchvision_encoders import TorchvisionResNet, TorchvisionSequential
+from fastfss.errors import CheckpointError
+from fastfss.weights import load_into, read_checkpoint
+
+_BUILDERS: dict[str, Callable[[str], Encoder]] = {
+    **dict.fromkeys(("deep_resnet50", "deep_resnet101"), DeepStemResNet),
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), TorchvisionResNet),
+    **dict.fromkeys(("vgg16", "vgg16_bn", "mobilenet_v2", "squeezenet1_1"), TorchvisionSequential),
+    "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),
+}
+
+
+def list_encoders() -> list[str]:
+    """The names that `create_encoder` knows, besides "timm:" and any model of timm."""
+    return list(_BUILDERS)
+
+
+def create_encoder(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    last: str | None = None,
+    folded: bool = False,
+    **options: Any,
+) -> Encoder:
+    """Build an encoder and load its weights.
+
+    A file may be a whole classifier, whose head is left out; it may stop before the deepest stage,
+    and then the encoder has only the maps that it reaches; its batch norms may be folded into its
+    convolutions, and then the encoder has none.
+
+    Args:
+        name: one of `list_encoders()`, or "timm:" and the name of any model of timm.
+        weights: None for random ones, "imagenet" for the download that torchvision or timm offers,
+            or a file in the published key names.
+        last: the deepest feature map to keep; what only deeper ones need is not kept.
+        folded: whether to fold the batch norms, for inference; see `Encoder.fold_batch_norm`.
+        options: for "timm:" names only: `final_norm`, `pad`, and what timm.create_model takes.
+
+    Returns:
+        The encoder, in training mode as every new module, unless folded by `folded`.
+
+    Raises:
+        ValueError: an unknown name or feature map.
+        TypeError: options that the encoder does not take.
+        ImportError: a "timm:" name without timm.
+        CheckpointError: a file that cannot be read or does not fit.
+        RuntimeError: the download failed.
+
+    Example:
+        >>> encoder = create_encoder("resnet18", last="layer3").eval()
+        >>> [(f.name, f.channels, f.stride) for f in encoder.features]
+        [('layer1', 64, 4), ('layer2', 128, 8), ('layer3', 256, 16)]
+    """
+    encoder = _build(name, options)
+    if weights is not None:
+        if weights == "imagenet":
+            tensors, source = _download(encoder), f"the ImageNet weights of {name}"
+        else:
+            tensors, source = read_checkpoint(weights), str(weights)
+        encoder = _load(encoder, tensors, source)
+        if last is not None and last not in {feature.name for feature in encoder.features}:
+            reached = encoder.features[-1].name
+            raise ValueError(f"last: {last!r} is not in {source}; its deepest map is {reached!r}")
+    if last is not None:
+        encoder.truncate_(last)
+    if folded and "folded" not in encoder.options:
+        encoder = encoder.fold_batch_norm()
+    return encoder
+
+
+def _build(name: str, options: Mapping[str, Any]) -> Encoder:
+    if name.startswith(PREFIX):
+        return TimmEncoder(name, **options)
+    if name not in _BUILDERS:
+        near = difflib.get_close_matches(name, _BUILDERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"name: no encoder {name!r}{hint} There are {', '.join(_BUILDERS)}, and any "
+            f"'{PREFIX}<model of timm>'."
+        )
+    if options:
+        raise TypeError(f"{name} takes no option {', '.join(map(repr, options))}")
+    return _BUILDERS[name](name)
+
+
+def _download(encoder: Encoder) -> dict[str, Tensor]:
+    try:
+        return encoder.pretrained()
+    except (ImportError, ValueError):
+        raise
+    # Each of the libraries below raises errors of its own HTTP client.
+    except Exception as error:
+        raise RuntimeError(
+            f"the ImageNet weights of {encoder.name} could not be downloaded "
+            f"({type(error).__name__}: {error}); a local file works: weights=<path>"
+        ) from error
+
+
+def _load(encoder: Encoder, tensors: Mapping[str, Tensor], source: str) -> Encoder:
+    if all(key.startswith("encoder.") for key in tensors):
+        # A method's own file: its encoder is all that it has.
+        tensors = {key.removeprefix("encoder."): value for key, value in tensors.items()}
+    own = encoder.own_keys(tensors)
+    if encoder.name == "mobilenet_v2" and "stem.weight" in own:
+        raise CheckpointError(
+            f"{source} has TensorFlow's layout of MobileNetV2: create_encoder('mobilenet_v2_tf')"
+        )
+    encoder.keep_what_is_in_(own)
+    if _is_folded(encoder, own):
+        encoder = encoder.fold_batch_norm().requires_grad_(True).train(encoder.training)
+    load_into(encoder, own, ignore=encoder.ignored_keys, source=source)
+    return encoder
+
+
+def _is_folded(encoder: Encoder, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors hold biases where the encoder has batch norms instead."""
+    return any(
+        f"{name}.bias" in tensors
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Conv2d) and module.bias is None
+    )

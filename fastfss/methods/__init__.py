@@ -1,0 +1,20 @@
+"""The methods."""
+
+from __future__ import annotations
+
+from fastfss.methods.base import FewShotSegmenter, Prediction
+from fastfss.methods.mlc import MLC
+from fastfss.methods.registry import create_model, list_models
+from fastfss.methods.self_support import SelfSupportConfig
+from fastfss.methods.ssp import SSP, SSPOutput
+
+__all__ = [
+    "MLC",
+    "SSP",
+    "FewShotSegmenter",
+    "Prediction",
+    "SSPOutput",
+    "SelfSupportConfig",
+    "create_model",
+    "list_models",
+]

@@ -1,0 +1,55 @@
+"""MLC's baseline: one prototype a class, matched by cosine.
+
+Yang, Zhuo, Qi, Shi, Gao: "Mining Latent Classes for Few-shot Segmentation", ICCV 2021. This is the
+part whose code is public, the episodic baseline; mining and rectification are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastfss.encoders import Encoder
+from fastfss.methods.base import Images, freeze
+from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter, cosine_scores
+from fastfss.weights import MLC_KEYS, KeyMap
+
+
+class MLC(PrototypeSegmenter):
+    """MLC baseline: cosine of every query position with the support's two prototypes.
+
+    Args:
+        encoder: the backbone; published with "deep_resnet50" and "deep_resnet101".
+        layers: the feature maps to match; published: layer3.
+        size: see FewShotSegmenter.
+        normalize_layers: see FewShotSegmenter.
+    """
+
+    method = "mlc"
+    pooling_resize = "features"
+    published_keys: KeyMap = MLC_KEYS
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        layers: Sequence[str] = ("layer3",),
+        size: int | None = None,
+        *,
+        normalize_layers: bool = False,
+    ) -> None:
+        super().__init__(encoder, layers, size, normalize_layers=normalize_layers)
+        freeze(encoder, prefixes=())
+
+    def scores(self, features: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+        """Scores (B, 2, h, w) of features (B, C, h, w) with prototypes (B, C)."""
+        return cosine_scores(features, foreground, background)
+
+    def forward(self, images: Images, masks: Images, query: Tensor) -> Tensor:
+        """Logits (B, 2, H, W) of an episode; arguments as in encode_support and segment."""
+        return self.segment(query, self.encode_support(images, masks)).logits
+
+    def loss(self, logits: Tensor, query_mask: Tensor) -> Tensor:
+        """Cross-entropy of logits (B, 2, H, W) with masks (B, H, W), mean over pixels not 255."""
+        return F.cross_entropy(logits, query_mask.long(), ignore_index=IGNORED)

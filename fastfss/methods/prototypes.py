@@ -1,0 +1,130 @@
+"""Methods that turn a support set into one foreground and one background prototype a shot."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastfss.errors import expected
+from fastfss.methods.base import FewShotSegmenter, Images, Prediction, shots_of
+from fastfss.ops import masked_average_pool, prototype_match
+from fastfss.task import Task
+
+IGNORED = 255
+SCALE = 10.0  # of every cosine score (Fan et al., ECCV 2022; Yang et al., ICCV 2021)
+
+
+def region_masks(masks: Tensor) -> Tensor:
+    """(B, H, W) of {0, 1, 255} -> float32 (B, 2, H, W): foreground, background, 255 in neither."""
+    return torch.stack([masks == 1, masks == 0], dim=1).float()
+
+
+def cosine_scores(features: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+    """Ten times the cosine with the background and the foreground prototype.
+
+    Args:
+        features: (B, C, h, w).
+        foreground: (B, C), or (B, C, h, w) for one prototype a position.
+        background: likewise.
+
+    Returns:
+        (B, 2, h, w): background score, foreground score.
+    """
+    if foreground.ndim == background.ndim:
+        return prototype_match(features, torch.stack([background, foreground], 1), scale=SCALE)
+    pair = [
+        prototype_match(features, p.unsqueeze(1), scale=SCALE) for p in (background, foreground)
+    ]
+    return torch.cat(pair, dim=1)
+
+
+def upsample(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with align_corners=True, as all published code of this family does."""
+    return F.interpolate(scores, size, mode="bilinear", align_corners=True)
+
+
+class PrototypeSegmenter(FewShotSegmenter):
+    """Support side of MLC and SSP: masked average pooling, K shots averaged with equal weight."""
+
+    # "mask": the mask is shrunk to the features; "features": the features are enlarged to the mask.
+    pooling_resize: Literal["mask", "features"]
+
+    def pool(self, features: Tensor, masks: Tensor) -> Tensor:
+        """Prototypes (B, 2, C), foreground and background, of (B, C, h, w) under (B, H, W)."""
+        return masked_average_pool(features, region_masks(masks), resize=self.pooling_resize)
+
+    def encode_support(self, images: Images, masks: Images) -> Task:
+        """Turn a support set into a Task of prototypes; see FewShotSegmenter.encode_support.
+
+        The Task holds "foreground" and "background", (B, K, C) each.
+        """
+        shot_images, shot_masks = shots_of(images, masks)
+        return self._task(self.shot_prototypes(self.shot_features(shot_images), shot_masks))
+
+    def segment(
+        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    ) -> Prediction:
+        """Segment query images; see FewShotSegmenter.segment.
+
+        Raises:
+            ValueError: if `query` is not (B, 3, H, W) or a task does not fit the model.
+        """
+        if query.ndim != 4 or query.shape[1] != 3:
+            raise expected("query", "(B, 3, H, W)", str(tuple(query.shape)))
+        features = self.features(query)
+        size = output_size or (query.shape[2], query.shape[3])
+        tasks = [task] if isinstance(task, Task) else list(task)
+        if not tasks:
+            raise expected("task", "at least one Task", "none")
+        pairs = [
+            upsample(self.scores(features, *self._prototypes(one, features)), size) for one in tasks
+        ]
+        if len(pairs) == 1:
+            return Prediction(pairs[0], pairs[0][:, 1:] - pairs[0][:, :1])
+        margins = torch.stack([pair[:, 1] - pair[:, 0] for pair in pairs], dim=1)
+        return Prediction(F.pad(margins, (0, 0, 0, 0, 1, 0)), margins)
+
+    @abstractmethod
+    def scores(self, features: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+        """Final scores (B, 2, h, w) of query features (B, C, h, w) with prototypes (B, C)."""
+
+    def shot_features(self, images: list[Tensor]) -> list[Tensor]:
+        """The maps (B, C, h, w) of K images (B, 3, H, W); equal sizes are encoded together."""
+        groups: dict[torch.Size, list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(image.shape, []).append(index)
+        maps: dict[int, Tensor] = {}
+        for members in groups.values():
+            together = self.features(torch.cat([images[i] for i in members]))
+            maps.update(zip(members, together.chunk(len(members)), strict=True))
+        return [maps[i] for i in range(len(images))]
+
+    def shot_prototypes(self, maps: list[Tensor], masks: list[Tensor]) -> Tensor:
+        """Prototypes (B, K, 2, C), foreground and background, of K maps and masks."""
+        return torch.stack([self.pool(*shot) for shot in zip(maps, masks, strict=True)], dim=1)
+
+    def _task(self, prototypes: Tensor) -> Task:
+        tensors = {"foreground": prototypes[:, :, 0], "background": prototypes[:, :, 1]}
+        return Task(self.method, tensors)
+
+    def _prototypes(self, task: Task, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Foreground and background (B, C): the mean over the task's shots."""
+        if task.method != self.method:
+            raise expected("task", f"a task of method {self.method!r}", f"one of {task.method!r}")
+        batch, channels = features.shape[:2]
+        means = []
+        for key in ("foreground", "background"):
+            shots = task.tensors[key]
+            if shots.shape[2] != channels or shots.shape[0] not in (1, batch):
+                raise expected(
+                    "task",
+                    f"{key} prototypes (1 or {batch}, K, {channels})",
+                    str(tuple(shots.shape)),
+                )
+            means.append(shots.to(features.dtype).mean(dim=1).expand(batch, channels))
+        return means[0], means[1]

@@ -1,0 +1,143 @@
+"""Golden cases: one .npz each, made with the reference implementations.
+
+A case holds its inputs and the reference's outputs, never weights: both sides draw those from the
+published key names (`array_for`), so that only the seed has to be stored.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-4  # relative, of the final logits and of every intermediate
+
+MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)[:, None, None]
+STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)[:, None, None]
+
+
+class Case:
+    """The arrays of one case."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with np.load(path, allow_pickle=False) as arrays:
+            self.arrays = {key: arrays[key] for key in arrays.files}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def tensor(self, key: str) -> Tensor:
+        return torch.from_numpy(np.asarray(self.arrays[key]))
+
+    def value(self, key: str, default: object = None) -> object:
+        return self.arrays[key].item() if key in self.arrays else default
+
+    def weights(self) -> dict[str, Tensor]:
+        """The reference's state dict, filled from its key names."""
+        shapes = json.loads(str(self["shapes"]))
+        seed = int(self["seed"])
+        return {
+            key: torch.zeros(shapes[key], dtype=torch.int64)
+            if key.endswith("num_batches_tracked")
+            else torch.from_numpy(array_for(key, tuple(shapes[key]), seed))
+            for key in (str(k) for k in self["keys"])
+        }
+
+    def batch_suffixes(self) -> list[str]:
+        """ "" for the first episode, then "_b", "_c" ... for those that follow it in the batch."""
+        letters = (f"_{chr(code)}" for code in range(ord("b"), ord("z")))
+        return ["", *(s for s in letters if f"query{s}" in self)]
+
+    def query(self) -> tuple[Tensor, Tensor]:
+        """Query images (B, 3, H, W), normalised, and masks (B, H, W)."""
+        suffixes = self.batch_suffixes()
+        images = torch.cat([normalised(self[f"query{s}"])[None] for s in suffixes])
+        masks = torch.cat([self.tensor(f"query_mask{s}")[None] for s in suffixes])
+        return images, masks
+
+    def supports(self) -> tuple[list[Tensor], list[Tensor]]:
+        """K support images (B, 3, H, W) and masks (B, H, W); one way."""
+        images, masks = [], []
+        for shot in range(int(self["shots"])):
+            if f"support_shot{shot}" in self:
+                image, mask = self[f"support_shot{shot}"], self[f"support_mask_shot{shot}"]
+                images.append(normalised(image.reshape(-1, *image.shape[-3:])))
+                masks.append(torch.from_numpy(mask.reshape(-1, *mask.shape[-2:])))
+                continue
+            suffixes = self.batch_suffixes()
+            images.append(torch.stack([normalised(self[f"support{s}"][0, shot]) for s in suffixes]))
+            masks.append(torch.stack([self.tensor(f"support_mask{s}")[0, shot] for s in suffixes]))
+        return images, masks
+
+
+@dataclass
+class Report:
+    """What was compared in a case; the largest relative error is shown at the end of the run."""
+
+    errors: dict[str, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def compare(
+        self,
+        name: str,
+        ours: Tensor,
+        wanted: Tensor | np.ndarray,
+        *,
+        tolerance: float = TOLERANCE,
+    ) -> None:
+        """Record ||ours - wanted|| / ||wanted||; the shapes must agree."""
+        wanted = torch.as_tensor(np.asarray(wanted)).double()
+        ours = ours.detach().double()
+        assert ours.shape == wanted.shape, f"{name}: {tuple(ours.shape)} != {tuple(wanted.shape)}"
+        error = float((ours - wanted).norm() / wanted.norm().clamp_min(1e-30))
+        self.errors[name] = float("inf") if error != error else error
+        if not error <= tolerance:  # also for NaN
+            self.failures.append(f"{name}: relative error {error:.2e} > {tolerance:g}")
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The largest error among logits and intermediates; gradients have a bound of their own."""
+        forward = {k: v for k, v in self.errors.items() if not k.startswith("grad_")}
+        return max(forward.items(), key=lambda item: item[1])
+
+
+def array_for(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """The weights that a key stands for: float32, from the seed and the key's CRC-32 alone.
+
+    Matrices and kernels: normal, variance 2 / fan-in. Running means: 0.1 normal. Running variances
+    and vectors called "weight": uniform in [0.5, 1.5). All others: 0.05 normal.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(key.encode())]))
+    last = key.rpartition(".")[2]
+    if last == "running_mean":
+        drawn = 0.1 * generator.standard_normal(shape)
+    elif last == "running_var" or (last == "weight" and len(shape) < 2):
+        drawn = 0.5 + generator.random(shape)
+    elif len(shape) < 2:
+        drawn = 0.05 * generator.standard_normal(shape)
+    else:
+        drawn = generator.standard_normal(shape) * np.sqrt(2.0 / np.prod(shape[1:]))
+    return np.asarray(drawn, dtype=np.float32)
+
+
+def normalised(images: np.ndarray) -> Tensor:
+    """uint8 (..., 3, H, W) -> float32 with ImageNet's mean and standard deviation."""
+    return torch.from_numpy((images.astype(np.float32) / np.float32(255) - MEAN) / STD)
+
+
+Runner = Callable[[Case, Report], None]
+
+
+def cases(folder: Path) -> Iterator[Path]:
+    """The cases of a folder, by name."""
+    yield from sorted(folder.glob("*.npz"))

@@ -1,0 +1,68 @@
+"""Every golden case of a folder: FASTFSS_PARITY_DIR, by default the few that the project carries.
+
+Cases of a method are recognised by the file name up to the first underscore. Where shared/parity
+lies beside the checkout, its cases run too unless FASTFSS_PARITY_DIR names another folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.parity.golden import Case, Report, Runner, cases
+from tests.parity.ssp_mlc import run_mlc, run_ssp
+
+RUNNERS: dict[str, Runner] = {"ssp": run_ssp, "mlc": run_mlc}
+
+# Methods of the golden cases that fastfss does not hold yet; a name in neither list is an error.
+NOT_YET = {
+    *("amp", "canet", "clip", "dcama", "denet", "guided", "hsnet", "imr", "metrics"),
+    *("panet", "pfenet", "pgnet", "ppnet"),
+}
+
+CARRIED = Path(__file__).parent / "cases"
+SHARED = Path(__file__).parents[3] / "shared" / "parity"
+
+
+def _folder() -> Path:
+    if (chosen := os.environ.get("FASTFSS_PARITY_DIR")) is not None:
+        return Path(chosen)
+    return SHARED if SHARED.is_dir() else CARRIED
+
+
+@pytest.mark.parametrize("path", list(cases(_folder())), ids=lambda path: path.stem)
+def test_case_equals_the_reference(
+    path: Path, record_parity: Callable[[str, Report], None]
+) -> None:
+    prefix = path.stem.partition("_")[0]
+    if prefix in NOT_YET:
+        pytest.skip(f"{prefix}: not in fastfss yet")
+    assert prefix in RUNNERS, f"{path.name}: unknown prefix; known are {sorted(RUNNERS)}"
+    report = Report()
+    RUNNERS[prefix](Case(path), report)
+    assert report.errors, "nothing was compared"
+    record_parity(path.stem, report)
+    assert not report.failures, "\n".join(report.failures)
+
+
+def test_the_folder_holds_cases() -> None:
+    assert list(cases(_folder())), f"no .npz files in {_folder()}"
+
+
+def test_an_unknown_prefix_fails(tmp_path: Path) -> None:
+    (tmp_path / "nobody_case.npz").write_bytes(b"")
+    command = [sys.executable, "-m", "pytest", str(Path(__file__)), "-k", "equals"]
+    result = subprocess.run(
+        [*command, "-p", "no:cacheprovider"],
+        env={**os.environ, "FASTFSS_PARITY_DIR": str(tmp_path)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "nobody_case.npz: unknown prefix" in result.stdout
