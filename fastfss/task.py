@@ -74,7 +74,7 @@ class Task:
             ValueError: if a task comes from another method, encoder or weights, or another batch.
         """
         for other in others:
-            self.check_compatible(other, argument="others")
+            other.check_settings(self.method, self.settings, argument="others")
             if other.batch != self.batch:
                 raise expected("others", f"tasks of batch {self.batch}", f"batch {other.batch}")
         joined = {
