@@ -52,6 +52,7 @@ def build_app() -> typer.Typer:
         import_extra(package, extra="cli", purpose="the fastfss command")
     import typer
 
+    from fastfss.cli.demo import demo
     from fastfss.cli.env import env
     from fastfss.cli.options import DebugOption, ManyValuesCommand, VersionOption
     from fastfss.cli.predict import predict
@@ -69,6 +70,7 @@ def build_app() -> typer.Typer:
         """Few-shot segmentation: a few annotated images in, masks of new images out."""
 
     app.command(cls=ManyValuesCommand)(predict)
+    app.command()(demo)
     app.command()(env)
     return app
 
