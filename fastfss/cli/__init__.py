@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastfss.errors import MissingExtraError, import_extra
 
@@ -52,7 +52,8 @@ def build_app() -> typer.Typer:
         import_extra(package, extra="cli", purpose="the fastfss command")
     import typer
 
-    from fastfss.cli.options import DebugOption, ManyValuesCommand, VersionOption
+    from fastfss.cli.env import env
+    from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
 
     app = typer.Typer(
@@ -63,11 +64,9 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
 
-    @app.callback()
-    def fastfss(version: VersionOption = False, debug: DebugOption = False) -> None:
-        """Few-shot segmentation: a few annotated images in, masks of new images out."""
-
+    app.callback()(program)
     app.command(cls=ManyValuesCommand)(predict)
+    app.command()(env)
     return app
 
 
@@ -77,5 +76,5 @@ def _one_line(error: Exception) -> str:
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)

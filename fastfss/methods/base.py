@@ -225,9 +225,8 @@ class FewShotSegmenter(nn.Module):
         """
         self._warn_if_random()
         tasks = [task] if isinstance(task, Task) else list(task)
-        mine = Task(self.method, {"-": torch.empty(1, 1)}, settings=self.settings())
         for one in tasks:
-            mine.check_compatible(one)
+            self.check_task(one)
         started = time.perf_counter()
         image = read_image(query, argument="query")
         size = (image.shape[1], image.shape[2])
@@ -239,6 +238,11 @@ class FewShotSegmenter(nn.Module):
             names=[one.name for one in tasks],
             seconds=time.perf_counter() - started,
         )
+
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError if the task was made by another method, encoder or other weights."""
+        mine = Task(self.method, {"-": torch.empty(1, 1)}, settings=self.settings())
+        mine.check_compatible(task)
 
     @property
     def device(self) -> torch.device:
