@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-import fastfss
+from fastfss import __version__
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"fastfss {fastfss.__version__}")
+        typer.echo(f"fastfss {__version__}")
         raise typer.Exit
 
 

@@ -11,7 +11,6 @@ import torch
 import typer
 from rich.console import Console
 
-import fastfss
 from fastfss.atomic import check_writable
 from fastfss.cli.options import DebugOption
 from fastfss.cli.prediction_folder import REPORT, PendingQuery, PredictionFolder
@@ -20,6 +19,7 @@ from fastfss.cli.prediction_settings import PredictionSettings, Way
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
 from fastfss.errors import expected, import_extra
+from fastfss.methods import create_model
 from fastfss.task import Task
 
 _FAILED, _INTERRUPTED = 1, 130
@@ -28,7 +28,7 @@ _FAILED, _INTERRUPTED = 1, 130
 def build_model(settings: PredictionSettings, device: str) -> Model:
     """Make the model that the settings describe, ready to predict on the device."""
     refine = {} if settings.refine is None else {"refine": settings.refine}
-    model = fastfss.create_model(
+    model = create_model(
         settings.method,
         encoder=settings.backbone,
         layers=settings.layers,

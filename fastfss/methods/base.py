@@ -9,6 +9,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.result import Result
 from fastfss.task import Task
+from fastfss.weights import save_checkpoint
 
 Images = Tensor | Sequence[Tensor]
 Model = TypeVar("Model", bound="FewShotSegmenter")
@@ -157,6 +159,17 @@ class FewShotSegmenter(nn.Module):
         model._origin_fingerprint = self.fingerprint()
         return model.requires_grad_(False).eval()
 
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors; `create_model(..., weights=path)` reads them.
+
+        An interrupted write leaves the old file as it was.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        about = {"format": "fastfss-model-1", "method": self.method, "encoder": self.encoder.name}
+        save_checkpoint(path, self.state_dict(), {**about, "layers": ",".join(self.layers)})
+
     # ---- One's own images
 
     @torch.no_grad()
@@ -240,9 +253,8 @@ class FewShotSegmenter(nn.Module):
         )
 
     def check_task(self, task: Task) -> None:
-        """Raise ValueError if the task was made by another method, encoder or other weights."""
-        mine = Task(self.method, {"-": torch.empty(1, 1)}, settings=self.settings())
-        mine.check_compatible(task)
+        """Raise ValueError if a task was made by another method, encoder or other weights."""
+        task.check_settings(self.method, self.settings(), argument="task")
 
     @property
     def device(self) -> torch.device:

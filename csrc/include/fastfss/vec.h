@@ -25,7 +25,9 @@ typedef int32_t VInt __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t VUInt __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t VUShort __attribute__((vector_size(kWidth * 2)));
 
-inline VFloat splat(float value) { return VFloat{} + value; }
+// value - 0 is value for every value, -0 included, so the compiler broadcasts and computes nothing;
+// value + 0 costs an addition, which in a matrix product's inner loop is a fifth of the time.
+inline VFloat splat(float value) { return value - VFloat{}; }
 
 inline VFloat load(const float* from) {
   VFloat v;

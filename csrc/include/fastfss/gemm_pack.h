@@ -1,0 +1,194 @@
+// Packing for gemm.h: positions of a tensor, in any memory format, into an engine's panels.
+//
+// A panel is made in blocks of kBlock channels: the block is gathered as floats [channel][position]
+// in the L1, its squares are added up for the norms, and it is written in each form asked for. So a
+// tensor is read once. Reading is by vectors where positions (channels-first) or channels
+// (channels-last) are next to each other, else by elements.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "fastfss/gemm.h"
+#include "fastfss/transpose.h"
+
+namespace fastfss::FASTFSS_ISA {
+
+// Uninitialised memory for `count` elements on a cache line, freed with the object.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count) {
+    constexpr int64_t kLine = 64, kHugePage = 2 << 20;
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+    if (bytes <= 0) return;
+    // From 4 MiB on, huge pages: the 14.7 MB of a 1024 x 60 x 60 tensor then take 8 page faults
+    // instead of 3600, and packed panels are read without misses in the table of pages.
+    const int64_t unit = bytes >= 2 * kHugePage ? kHugePage : kLine;
+    data_.reset(static_cast<T*>(std::aligned_alloc(unit, round_up(bytes, unit))));
+    if (data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    if (unit == kHugePage) madvise(data_.get(), round_up(bytes, unit), MADV_HUGEPAGE);
+#endif
+  }
+  T* get() const { return data_.get(); }
+  T& operator[](int64_t i) const { return data_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { std::free(data); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+// One item of a batch as a matrix [channels][positions]; strides in elements.
+struct Matrix {
+  void* data;
+  DType dtype;
+  int64_t channels, positions;
+  int64_t channel_stride, position_stride;
+};
+
+// Which positions: first, first + 1, ... or index[first], index[first + 1], ...
+struct Positions {
+  const int32_t* index = nullptr;
+  int64_t first = 0;
+  int count = 0;
+  int64_t operator[](int64_t i) const { return index ? index[first + i] : first + i; }
+};
+
+// Where to write one panel; null: not wanted. Forms that an engine says are the same need one
+// pointer.
+template <class Element>
+struct Forms {
+  Element* left = nullptr;
+  Element* right = nullptr;
+  Element* value = nullptr;
+};
+
+constexpr int kBlock = 32;  // channels gathered at a time
+
+// block[c][p] for channels [begin, begin + channels), zero for positions [count, panel).
+template <int kPanel, class T>
+void gather(const Matrix& from, const Positions& positions, int64_t begin, int channels,
+            float* block) {
+  const T* data = static_cast<const T*>(from.data) + begin * from.channel_stride;
+  const int count = positions.count;
+  if (count < kPanel) std::memset(block, 0, sizeof(float) * kPanel * channels);
+  if (from.position_stride == 1 && positions.index == nullptr) {
+    data += positions.first;
+    for (int c = 0; c < channels; ++c, data += from.channel_stride, block += kPanel) {
+      int p = 0;
+      for (; p + kWidth <= count; p += kWidth) store(block + p, load(data + p));
+      if (p < count) store(block + p, load_first(data + p, count - p));
+    }
+  } else if (from.channel_stride == 1) {
+    for (int p = 0; p < count; p += kWidth) {
+      const T* rows[kWidth];
+      for (int r = 0; r < kWidth; ++r) {
+        // Lanes beyond the last position repeat it, and are cleared below.
+        rows[r] = data + positions[p + r < count ? p + r : count - 1] * from.position_stride;
+      }
+      for (int c = 0; c < channels; c += kWidth) {
+        VFloat square[kWidth];
+        const int wanted = channels - c;
+        for (int r = 0; r < kWidth; ++r) {
+          square[r] = wanted >= kWidth ? load(rows[r] + c) : load_first(rows[r] + c, wanted);
+        }
+        transpose(square);
+        for (int r = 0; r < kWidth && r < wanted; ++r) {
+          float* to = block + (c + r) * kPanel + p;
+          if (p + kWidth <= count) {
+            store(to, square[r]);
+          } else {
+            store_first(to, square[r], count - p);
+          }
+        }
+      }
+    }
+  } else {
+    int64_t offsets[kPanel];
+    for (int p = 0; p < count; ++p) offsets[p] = positions[p] * from.position_stride;
+    for (int c = 0; c < channels; ++c, data += from.channel_stride, block += kPanel) {
+      for (int p = 0; p < count; ++p) block[p] = to_float(data[offsets[p]]);
+    }
+  }
+}
+
+// The forms of the engine of float32 are one; the others write theirs with the functions below.
+inline void write_forms(FloatEngine, const float* block, int64_t begin, int channels,
+                        Forms<float> to) {
+  constexpr int kPanel = FloatEngine::kPanel;
+  std::memcpy(to.right + begin * kPanel, block, sizeof(float) * channels * kPanel);
+}
+
+// Pairs of channels: [channels / 2][kPanel].
+template <int kPanel>
+void write_channel_pairs(const float* block, int channels, BFloat16* to) {
+  for (int c = 0; c < channels; c += 2) {
+    for (int p = 0; p < kPanel; p += kWidth) {
+      VFloat low = load(block + c * kPanel + p), high = load(block + (c + 1) * kPanel + p);
+      put_pair(to + c * kPanel + 2 * p, low, high);
+    }
+  }
+}
+
+// Pairs of positions: [channels][kPanel / 2].
+template <int kPanel>
+void write_position_pairs(const float* block, int channels, BFloat16* to) {
+  for (int64_t i = 0; i < channels * kPanel; i += kWidth) store(to + i, load(block + i));
+}
+
+#if defined(__AVX512BF16__)
+inline void write_forms(Bfloat16Engine, const float* block, int64_t begin, int channels,
+                        Forms<BFloat16> to) {
+  constexpr int kPanel = Bfloat16Engine::kPanel;
+  if (to.right) write_channel_pairs<kPanel>(block, channels, to.right + begin * kPanel);
+  if (to.value) write_position_pairs<kPanel>(block, channels, to.value + begin * kPanel);
+}
+#endif
+
+// Packs one panel. squares (null: not wanted) receives the sum of squares of each of the panel's
+// positions, zero beyond the last.
+template <class Engine>
+void pack_panel(const Matrix& from, const Positions& positions, Forms<typename Engine::Element> to,
+                float* squares) {
+  constexpr int kPanel = Engine::kPanel;
+  alignas(64) float block[(kBlock + Engine::kPadding) * kPanel];
+  VFloat totals[kPanel / kWidth] = {};
+  for (int64_t begin = 0; begin < from.channels; begin += kBlock) {
+    const int channels =
+        static_cast<int>(from.channels - begin < kBlock ? from.channels - begin : kBlock);
+    if (from.dtype == DType::kFloat32) {
+      gather<kPanel, float>(from, positions, begin, channels, block);
+    } else {
+      gather<kPanel, BFloat16>(from, positions, begin, channels, block);
+    }
+    const bool last = begin + kBlock >= from.channels;
+    const int padded =
+        last ? static_cast<int>(round_up(from.channels, Engine::kPadding) - begin) : channels;
+    std::memset(block + channels * kPanel, 0, sizeof(float) * kPanel * (padded - channels));
+    if (squares != nullptr) {
+      for (int v = 0; v < kPanel / kWidth; ++v) {
+        VFloat sum{};  // of a block first: fewer terms a sum, smaller rounding errors
+        for (int c = 0; c < channels; ++c) {
+          const VFloat x = load(block + c * kPanel + v * kWidth);
+          sum += x * x;
+        }
+        totals[v] += sum;
+      }
+    }
+    write_forms(Engine(), block, begin, padded, to);
+  }
+  for (int v = 0; squares != nullptr && v < kPanel / kWidth; ++v) {
+    store(squares + v * kWidth, totals[v]);
+  }
+}
+
+}  // namespace fastfss::FASTFSS_ISA
