@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastfss.errors import MissingExtraError, import_extra
 
@@ -54,7 +54,7 @@ def build_app() -> typer.Typer:
 
     from fastfss.cli.demo import demo
     from fastfss.cli.env import env
-    from fastfss.cli.options import DebugOption, ManyValuesCommand, VersionOption
+    from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
 
     app = typer.Typer(
@@ -65,10 +65,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
 
-    @app.callback()
-    def fastfss(version: VersionOption = False, debug: DebugOption = False) -> None:
-        """Few-shot segmentation: a few annotated images in, masks of new images out."""
-
+    app.callback()(program)
     app.command(cls=ManyValuesCommand)(predict)
     app.command()(demo)
     app.command()(env)
@@ -81,5 +78,5 @@ def _one_line(error: Exception) -> str:
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-import fastfss
+from fastfss import __version__
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"fastfss {fastfss.__version__}")
+        typer.echo(f"fastfss {__version__}")
         raise typer.Exit
 
 
@@ -21,6 +21,11 @@ VersionOption = Annotated[
     typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+
+
+def program(version: VersionOption = False, debug: DebugOption = False) -> None:
+    """Few-shot segmentation: a few annotated images in, masks of new images out."""
+
 
 # Options that take any number of values, and how many belong together.
 _MANY_VALUES = {"--query": 1, "--support": 2, "--support-folder": 1, "--task": 1}
@@ -45,14 +50,14 @@ def repeat_flags(arguments: list[str]) -> list[str]:
         arguments: the command's arguments.
 
     Returns:
-        Arguments with the same meaning, each flag with as many values as belong together.
+        Arguments with the same meaning, each flag with one value.
 
     Raises:
-        typer.BadParameter: the number of values is no multiple of those that belong together.
+        typer.BadParameter: a flag has fewer or more values than belong together.
 
     Example:
-        >>> repeat_flags(["--support", "1.jpg", "1.png", "2.jpg", "2.png", "--overwrite"])
-        ['--support', '1.jpg', '1.png', '--support', '2.jpg', '2.png', '--overwrite']
+        >>> repeat_flags(["--support", "1.jpg", "1.png", "--query", "2.jpg", "--overwrite"])
+        ['--support', '1.jpg', '--support', '1.png', '--query', '2.jpg', '--overwrite']
     """
     repeated: list[str] = []
     rest = list(reversed(arguments))
@@ -67,8 +72,8 @@ def repeat_flags(arguments: list[str]) -> list[str]:
         elif len(values) % together:
             raise typer.BadParameter(
                 f"{flag}: expected an image and its mask, then the next image and mask, got "
-                f"{len(values)} files"
+                f"{' '.join(values)}"
             )
-        for start in range(0, len(values), together or 1):
-            repeated += [flag, *values[start : start + together]]
+        for value in values:
+            repeated += [flag, value]
     return repeated

@@ -11,7 +11,6 @@ import torch
 import typer
 from rich.console import Console
 
-import fastfss
 from fastfss.atomic import check_writable
 from fastfss.cli.options import DebugOption
 from fastfss.cli.prediction_folder import REPORT, PendingQuery, PredictionFolder
@@ -20,6 +19,7 @@ from fastfss.cli.prediction_settings import PredictionSettings, Way
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
 from fastfss.errors import expected, import_extra
+from fastfss.methods import create_model
 from fastfss.task import Task
 
 _FAILED, _INTERRUPTED = 1, 130
@@ -28,7 +28,7 @@ _FAILED, _INTERRUPTED = 1, 130
 def build_model(settings: PredictionSettings, device: str) -> Model:
     """Make the model that the settings describe, ready to predict on the device."""
     refine = {} if settings.refine is None else {"refine": settings.refine}
-    model = fastfss.create_model(
+    model = create_model(
         settings.method,
         encoder=settings.backbone,
         layers=settings.layers,
@@ -49,15 +49,15 @@ def predict(
         ),
     ] = None,
     support: Annotated[
-        list[tuple[Path, Path]] | None,
+        list[Path] | None,
         typer.Option(metavar="IMAGE MASK ...", help="Annotated images of one class."),
     ] = None,
     support_folder: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FOLDER ...",
-            help="A class each, named as its folder: 1.jpg with 1.png or 1_mask.png, or images/ and "
-            "masks/.",
+            help="A class each, named as its folder; masks beside images (1.jpg, 1_mask.png) or in "
+            "images/ and masks/.",
         ),
     ] = None,
     task: Annotated[
@@ -153,6 +153,9 @@ def _run(
     """Segment what is left to do, and return the exit code."""
     console = Console(stderr=True, highlight=False)
     pending = folder.plan(queries)
+    # Whatever is wrong with model, support or tasks comes out before anything is written.
+    prepared = _prepare(settings, device, save_task) if pending or save_task is not None else None
+    folder.begin(len(pending))
     failed: list[dict[str, str]] = []
     code = 0
     with progress_bar(console) as progress:
@@ -167,9 +170,8 @@ def _run(
                 console.print(f"failed: {error}", markup=False, soft_wrap=True)
 
         try:
-            if pending or save_task is not None:
-                model, tasks = _prepare(settings, device, save_task)
-                segment_queries(model, tasks, pending, folder, on_done)
+            if prepared is not None:
+                segment_queries(*prepared, pending, folder, on_done)
         except KeyboardInterrupt:
             code = _INTERRUPTED
         except BaseException:
@@ -197,7 +199,9 @@ def _prepare(
     tasks = []
     for way in settings.ways:
         if way.task is not None:
-            tasks.append(Task.load(way.task).to(device))
+            loaded = Task.load(way.task)
+            model.check_task(loaded)
+            tasks.append(loaded.to(device))
             continue
         fitted = model.fit(way.shots, name=way.name or "object", mask_value=settings.value)
         if save_task is not None:
@@ -207,7 +211,7 @@ def _prepare(
 
 
 def _ways(
-    support: Sequence[tuple[Path, Path]],
+    support: Sequence[Path],
     name: str | None,
     support_folders: Sequence[Path],
     tasks: Sequence[Path],
@@ -218,7 +222,10 @@ def _ways(
         raise typer.BadParameter("--name names the class of --support; got no --support")
     if value is not None and not (support or support_folders):
         raise typer.BadParameter("--value reads masks; got no --support or --support-folder")
-    ways = [Way(name or "object", tuple(support))] if support else []
+    if len(support) % 2:
+        raise typer.BadParameter(f"--support: expected images and masks, got {len(support)} files")
+    shots = tuple(zip(support[::2], support[1::2], strict=True))
+    ways = [Way(name or "object", shots)] if shots else []
     ways += [
         Way(folder.absolute().name, tuple(read_support_folder(folder)))
         for folder in support_folders

@@ -2,10 +2,10 @@
 
 Each query's mask and overlay are written whole or not at all. Then one line is appended to the
 journal, ``predictions.jsonl``: constant work per query however many there are, and a line is the
-proof that the query is done. ``predictions.json`` is what a user reads; it is made from the journal,
-atomically, when a run begins and when it ends, so it never names a file that is not complete. A run
-that was killed leaves at most files without a line (they are made again), temporary files (removed
-by the next run) and a predictions.json that does not list the newest queries yet.
+proof that the query is done. ``predictions.json`` is what a user reads; it is made from the
+journal, atomically, when a run begins and when it ends, so it never names a file that is not
+complete. A run that was killed leaves at most files without a line (they are made again), temporary
+files (removed by the next run) and a predictions.json that does not list the newest queries yet.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class PredictionFolder:
         self._overwrite = overwrite
         self._names: dict[str, str] = {}
         self._records: dict[str, Record] = {}
+        self._outdated: list[str] = []
         self._journal: BufferedWriter | None = None
         self._lock = _lock(_made_writable(path))
         try:
@@ -89,10 +90,10 @@ class PredictionFolder:
         os.close(self._lock)
 
     def plan(self, queries: Sequence[Path]) -> list[PendingQuery]:
-        """Decide what is left to do, and write that down.
+        """Decide what is left to do; nothing is written yet.
 
         A query is done if its record is there, its outputs are complete, and the image has not
-        changed since. Outputs of an image that has changed are removed.
+        changed since.
 
         Args:
             queries: absolute paths.
@@ -107,17 +108,31 @@ class PredictionFolder:
         self._refuse_foreign(name for query, name in names.items() if str(query) not in self._names)
         self._names.update({str(query): name for query, name in names.items()})
         wanted = set(map(str, queries))
-        dropped = [
-            self._records.pop(file)
-            for file, record in list(self._records.items())
-            if not self._is_complete(record) or (file in wanted and _has_changed(record))
-        ]
+        for file, record in list(self._records.items()):
+            if not self._is_complete(record) or (file in wanted and _has_changed(record)):
+                del self._records[file]
+                self._outdated.append(record["name"])
         left = [query for query in queries if str(query) not in self._records]
-        self._begin_journal()
-        self.report(failed=[], pending=len(left))
-        for record in dropped:
-            self._remove_outputs(record["name"])
         return [PendingQuery(query, *self._outputs(names[query])) for query in left]
+
+    def begin(self, pending: int) -> None:
+        """Put the folder in order for the run: no outdated files, journal and report up to date.
+
+        Args:
+            pending: how many queries are left to do.
+        """
+        if self._overwrite:
+            # The report goes first and the journal last, so that a kill in between leaves neither
+            # a report of removed files nor files that nobody knows to be ours.
+            (self.path / REPORT).unlink(missing_ok=True)
+            self._remove_outputs(self._outdated)
+        header = {"format": FORMAT, "settings": self._settings, "names": self._names}
+        # Without torn lines and without what is no longer true.
+        lines = [_line(header), *map(_line, self._records.values())]
+        write_text_atomically(self.path / JOURNAL, b"".join(lines).decode("ascii"))
+        self._journal = (self.path / JOURNAL).open("ab")
+        self.report(failed=[], pending=pending)
+        self._remove_outputs(self._outdated)
 
     def add(self, query: PendingQuery, before: os.stat_result, prediction: Record) -> None:
         """Record that a query is done; both of its outputs must be in place.
@@ -127,7 +142,7 @@ class PredictionFolder:
             before: the image's state, taken before it was read.
             prediction: what the report says about it: size, ways, seconds.
         """
-        assert self._journal is not None, "plan() comes first"
+        assert self._journal is not None, "begin() comes first"
         file = str(query.path)
         record = {
             "file": file,
@@ -164,29 +179,23 @@ class PredictionFolder:
             "failed": sorted(failed, key=lambda failure: failure["file"]),
         }
         # One line an image: readable, greppable, and diffs well.
-        lines = ",\n".join(f"  {json.dumps(image)}" for image in images)
+        lines = ",".join(f"\n  {json.dumps(image)}" for image in images)
         text = json.dumps(head, indent=1).removesuffix("\n}")
-        write_text_atomically(self.path / REPORT, f'{text},\n "images": [\n{lines}\n ]\n}}\n')
+        write_text_atomically(self.path / REPORT, f'{text},\n "images": [{lines}\n ]\n}}\n')
 
     def _take_over(self) -> None:
         """Read what earlier runs left."""
-        journal = self.path / JOURNAL
-        if not journal.exists():
+        if not (self.path / JOURNAL).exists():
             return
-        header, records = _read_journal(journal)
+        header, records = _read_journal(self.path / JOURNAL)
         if self._overwrite:
-            # The report goes first and the journal last, so that a kill in between neither leaves a
-            # report of removed files nor files that nobody knows to be ours.
-            (self.path / REPORT).unlink(missing_ok=True)
-            for name in header.get("names", {}).values():
-                self._remove_outputs(name)
-            journal.unlink()
+            self._outdated = list(header.get("names", {}).values())
             return
         if header.get("format") != FORMAT:
-            raise expected(
-                f"--out '{journal}'", f"a journal in the format {FORMAT}", "another file"
-            )
-        if changes := differences(header["settings"], self._settings):
+            wanted = f"a journal in the format {FORMAT}"
+            raise expected(f"--out '{self.path / JOURNAL}'", wanted, "another file")
+        # A run that came to nothing binds nobody to its settings.
+        if records and (changes := differences(header["settings"], self._settings)):
             raise ValueError(
                 f"--out '{self.path}': made with other settings ({'; '.join(changes)}); choose "
                 "another folder, or give --overwrite to begin anew"
@@ -208,19 +217,13 @@ class PredictionFolder:
                     "choose another folder, or give --overwrite to write over it"
                 )
 
-    def _begin_journal(self) -> None:
-        """Write the journal anew, without torn lines and what is no longer true, and open it."""
-        header = {"format": FORMAT, "settings": self._settings, "names": self._names}
-        lines = [_line(header), *map(_line, self._records.values())]
-        write_text_atomically(self.path / JOURNAL, b"".join(lines).decode("ascii"))
-        self._journal = (self.path / JOURNAL).open("ab")
-
     def _outputs(self, name: str) -> tuple[Path, Path]:
         return self.path / f"{name}_mask.png", self.path / f"{name}_overlay.png"
 
-    def _remove_outputs(self, name: str) -> None:
-        for file in self._outputs(name):
-            file.unlink(missing_ok=True)
+    def _remove_outputs(self, names: Iterable[str]) -> None:
+        for name in names:
+            for file in self._outputs(name):
+                file.unlink(missing_ok=True)
 
     def _is_complete(self, record: Record) -> bool:
         sizes = (record["check"]["mask_bytes"], record["check"]["overlay_bytes"])

@@ -38,6 +38,9 @@ class Model(Protocol):
     def fit(self, shots: Sequence[tuple[Path, Path]], *, name: str, mask_value: int | None) -> Task:
         """Make a task from annotated images."""
 
+    def check_task(self, task: Task) -> None:
+        """Refuse a task of another model."""
+
     def predict(self, query: Tensor, task: Sequence[Task]) -> Result:
         """Segment one image."""
 
@@ -114,8 +117,9 @@ def _read_ahead(
 
 
 def _read(path: Path) -> tuple[os.stat_result, Tensor]:
-    image = read_image(path, argument="query")
-    return path.stat(), image
+    # The state before reading: a file that changes meanwhile is then seen as changed.
+    before = path.stat()
+    return before, read_image(path, argument="query")
 
 
 def _write(query: PendingQuery, image: Tensor, result: Result, seconds: float) -> dict[str, Any]:
@@ -150,7 +154,9 @@ def _is_the_querys_own(error: Exception) -> bool:
 
 
 def _named(error: Exception, path: Path) -> Exception:
-    """Make sure that the error says which file it is about."""
-    if str(path) in str(error):
+    """Make sure that the error begins with the file it is about."""
+    label = f"query '{path}': "
+    if str(error).startswith(label):
         return error
-    return ValueError(f"query '{path}': {' '.join(str(error).split())}")
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return ValueError(label + " ".join(text.removeprefix("query: ").split()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fastfss
+from fastfss import __version__
 from fastfss.errors import expected
 
 # The word that stands for a download instead of a file.
@@ -44,7 +44,7 @@ class PredictionSettings:
             ValueError: one of the files is a folder.
         """
         return {
-            "fastfss": fastfss.__version__,
+            "fastfss": __version__,
             "method": self.method,
             "backbone": self.backbone,
             "layers": None if self.layers is None else list(self.layers),

@@ -39,7 +39,8 @@ def find_queries(sources: Iterable[str]) -> list[Path]:
         elif path.exists():
             images = [path]
         else:
-            matches = (Path(name) for name in sorted(glob.glob(source, recursive=True)))
+            # Not Path.glob: it takes no absolute patterns.
+            matches = (Path(name) for name in sorted(glob.glob(source, recursive=True)))  # noqa: PTH207
             images = [match for match in matches if match.is_file()]
             if not images:
                 raise FileNotFoundError(f"--query '{source}': no such file or folder")
