@@ -95,7 +95,7 @@ def demo(
         if finished.exit_code != 0:
             raise
     found = np.asarray(Image.open(results / "coins_lower_mask.png")) > 0
-    truth = mask[lower]
+    truth = mask[CUT:]
     iou = (found & truth).sum() / (found | truth).sum()
     typer.echo(f"IoU with the coins that were not annotated: {iou:.2f}")
     typer.echo(f"Look at {results / 'coins_lower_overlay.png'}")
