@@ -64,20 +64,11 @@ class FewShotSegmenter(nn.Module):
         layers: the feature maps that the method reads; several are resized to the first one's grid
             and concatenated.
         size: the longer side in pixels to which `fit` and `predict` bring images; None keeps them.
-        normalize_layers: whether each of several feature maps is brought to unit length at every
-            position before they are joined, so that all weigh the same in a cosine.
     """
 
     method: ClassVar[str]
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        layers: Sequence[str],
-        size: int | None = None,
-        *,
-        normalize_layers: bool = False,
-    ) -> None:
+    def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
         super().__init__()
         if not layers:
             raise expected("layers", "at least one name", "none")
@@ -88,7 +79,6 @@ class FewShotSegmenter(nn.Module):
         self.encoder = encoder
         self.layers = tuple(layers)
         self.size = size
-        self.normalize_layers = normalize_layers
         self.weights_origin = "random"
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self._origin_fingerprint: str | None = None
@@ -122,8 +112,6 @@ class FewShotSegmenter(nn.Module):
         first = maps[self.layers[0]]
         if len(self.layers) == 1:
             return first
-        if self.normalize_layers:
-            maps = {name: F.normalize(m, dim=1) for name, m in maps.items()}
         size = first.shape[-2:]
         resized = [
             m
@@ -265,7 +253,7 @@ class FewShotSegmenter(nn.Module):
         """What a task of this model needs where it is used: encoder, layers, weights."""
         return {
             "encoder": self.encoder.name,
-            "layers": ",".join(self.layers) + (" normalized" if self.normalize_layers else ""),
+            "layers": ",".join(self.layers),
             "weights": self.fingerprint(),
         }
 
