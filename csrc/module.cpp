@@ -3,7 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
+#include "fastfss/dense_match.h"
 #include "fastfss/isa.h"
+#include "fastfss/probe.h"
 #include "fastfss/tensor.h"
 #ifdef FASTFSS_CUDA_ARCHS
 #include "fastfss/cuda_device.h"
@@ -61,4 +65,30 @@ PYBIND11_MODULE(_native, module) {
 #else
   module.attr("cuda_architectures") = py::none();
 #endif
+
+  module.def(
+      "dense_match",
+      [](const TensorView& query, const TensorView& key, const std::optional<TensorView>& value,
+         const std::optional<TensorView>& mask, const TensorView& out,
+         const std::optional<TensorView>& denominator, float scale, bool normalize, float eps,
+         int reduce, int threads, bool emulate_amx) {
+        const TensorView none{};
+        const DenseMatchArgs args{query,
+                                  key,
+                                  value.value_or(none),
+                                  mask.value_or(none),
+                                  out,
+                                  denominator.value_or(none),
+                                  scale,
+                                  eps,
+                                  normalize,
+                                  static_cast<MatchReduce>(reduce),
+                                  threads};
+        emulate_amx ? dense_match_emulated_amx(args) : dense_match(args);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  // For tests: the kernels' own exponential.
+  module.def("probe_exp", [](const TensorView& from, const TensorView& to) {
+    probe_exp(from.as<float>(), to.as<float>(), from.size[0]);
+  });
 }

@@ -2,7 +2,9 @@
 // module: nothing here may run an instruction that the CPU lacks.
 #include <stdexcept>
 
+#include "fastfss/dense_match.h"
 #include "fastfss/isa.h"
+#include "fastfss/probe.h"
 
 namespace fastfss {
 namespace {
@@ -19,5 +21,29 @@ Function* choose(std::initializer_list<std::pair<Isa, Function*>> ascending) {
 }
 
 }  // namespace
+
+void dense_match(const DenseMatchArgs& args) {
+  choose<void(const DenseMatchArgs&)>({{Isa::kPortable, &portable::dense_match},
+#if defined(FASTFSS_X86)
+                                       {Isa::kAvx2, &avx2::dense_match},
+                                       {Isa::kAvx512, &avx512::dense_match},
+                                       {Isa::kAvx512Bf16, &avx512_bf16::dense_match},
+                                       {Isa::kAmx, &amx::dense_match}
+#endif
+  })(args);
+}
+
+void dense_match_emulated_amx(const DenseMatchArgs& args) {
+  portable::dense_match_emulated_amx(args);
+}
+
+void probe_exp(const float* from, float* to, int64_t count) {
+  choose<void(const float*, float*, int64_t)>({{Isa::kPortable, &portable::probe_exp},
+#if defined(FASTFSS_X86)
+                                               {Isa::kAvx2, &avx2::probe_exp},
+                                               {Isa::kAvx512, &avx512::probe_exp}
+#endif
+  })(from, to, count);
+}
 
 }  // namespace fastfss

@@ -191,4 +191,59 @@ void pack_panel(const Matrix& from, const Positions& positions, Forms<typename E
   }
 }
 
+// ---- The way back: accumulator panels [channels][kPanel] to a tensor
+
+// to[c][positions[p]] = sums[c][p] * factor[p].
+template <int kPanel, class T>
+void write_positions(const float* sums, const float* factor, const Positions& positions,
+                     const Matrix& to) {
+  T* data = static_cast<T*>(to.data);
+  const int count = positions.count;
+  if (to.position_stride == 1 && positions.index == nullptr) {
+    data += positions.first;
+    for (int64_t c = 0; c < to.channels; ++c, data += to.channel_stride, sums += kPanel) {
+      int p = 0;
+      for (; p + kWidth <= count; p += kWidth) store(data + p, load(sums + p) * load(factor + p));
+      if (p < count) store_first(data + p, load(sums + p) * load(factor + p), count - p);
+    }
+  } else if (to.channel_stride == 1) {
+    for (int p = 0; p < count; p += kWidth) {
+      const VFloat lanes = load(factor + p);
+      for (int64_t c = 0; c < to.channels; c += kWidth) {
+        VFloat square[kWidth];  // rows beyond the last channel are clamped and not stored
+        for (int r = 0; r < kWidth; ++r) {
+          const int64_t row = c + r < to.channels ? c + r : to.channels - 1;
+          square[r] = load(sums + row * kPanel + p) * lanes;
+        }
+        transpose(square);
+        const int wanted = static_cast<int>(to.channels - c < kWidth ? to.channels - c : kWidth);
+        for (int r = 0; r < kWidth && p + r < count; ++r) {
+          T* at = data + positions[p + r] * to.position_stride + c;
+          if (wanted == kWidth) {
+            store(at, square[r]);
+          } else {
+            store_first(at, square[r], wanted);
+          }
+        }
+      }
+    }
+  } else {
+    int64_t offsets[kPanel];
+    for (int p = 0; p < count; ++p) offsets[p] = positions[p] * to.position_stride;
+    for (int64_t c = 0; c < to.channels; ++c, data += to.channel_stride, sums += kPanel) {
+      for (int p = 0; p < count; ++p) data[offsets[p]] = from_float<T>(sums[p] * factor[p]);
+    }
+  }
+}
+
+template <int kPanel>
+void write_positions(const float* sums, const float* factor, const Positions& positions,
+                     const Matrix& to) {
+  if (to.dtype == DType::kFloat32) {
+    write_positions<kPanel, float>(sums, factor, positions, to);
+  } else {
+    write_positions<kPanel, BFloat16>(sums, factor, positions, to);
+  }
+}
+
 }  // namespace fastfss::FASTFSS_ISA
