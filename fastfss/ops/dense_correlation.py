@@ -87,9 +87,8 @@ def _check(queries: Sequence[Tensor], supports: Sequence[Tensor], eps: float) ->
         for layer, one in enumerate(maps):
             if not isinstance(one, Tensor) or not one.is_floating_point():
                 came = one.dtype if isinstance(one, Tensor) else type(one).__name__
-                raise TypeError(
-                    f"{argument}[{layer}]: expected a floating-point tensor, got {came}"
-                )
+                wanted = "a floating-point tensor"
+                raise expected_kind(f"{argument}[{layer}]", wanted, str(came))
             first = maps[0]
             if one.ndim != 4 or one.shape[0] != first.shape[0] or one.shape[2:] != first.shape[2:]:
                 wanted = f"(B, C, h, w) of the batch and grid of {argument}[0]"

@@ -185,9 +185,8 @@ def test_explain_names_the_backend_and_the_reasons() -> None:
     q = maps([4], (3, 2), torch.float64)
     explanation = explain("dense_correlation", q, q)
     assert explanation.backend == "reference"
-    assert (
-        "float64" in explanation.reasons["native"] or "no native" in explanation.reasons["native"]
-    )
+    reason = explanation.reasons["native"]
+    assert "float64" in reason or "no native" in reason
 
 
 @pytest.mark.parametrize(
