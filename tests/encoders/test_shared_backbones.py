@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from fastfss.encoders import create_encoder
@@ -78,20 +80,32 @@ def test_folded_resnet18_offers_what_its_file_holds():
 
 
 @torch.no_grad()
-def test_resnet18_separates_a_cat_from_its_surroundings():
-    """Two crops of one cat are more alike than a cat and a cup; of random weights that is untrue.
-
-    Trained features are what the weights are for, and a wrong normalisation, padding or order of
-    layers would lose them.
+def test_resnet18_finds_apples_from_one_example():
+    """Plain prototype matching; measured 0.785, with random weights 0.45, without the mean and
+    standard deviation 0.47.
     """
+    folder = shared("data/fss_small/apple")
     path = shared("data/backbones/resnet18_to_layer3.safetensors")
     encoder = create_encoder("resnet18", weights=path).eval()
-    pictures = [photo("chelsea", 320), photo("chelsea", 320).flip(3), photo("coffee", 320)]
+
+    def example(number: int) -> tuple[Tensor, Tensor]:
+        image = Image.open(folder / f"{number}.jpg").convert("RGB").resize((320, 320))
+        mask = Image.open(folder / f"{number}.png").convert("L").resize((320, 320), 0)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+        return described(pixels), torch.from_numpy(np.array(mask) > 127)[None, None]
 
     def described(image: Tensor) -> Tensor:
-        y = encoder(encoder.normalization.apply(image), ["layer3"])["layer3"]
-        return F.normalize(y.flatten(2).mean(2) - y.flatten(2).mean(), dim=1)
+        maps = encoder(encoder.normalization.apply(image), ["layer2", "layer3"])
+        deep = F.interpolate(maps["layer3"], (40, 40), mode="bilinear", align_corners=True)
+        return torch.cat([F.normalize(maps["layer2"], dim=1), F.normalize(deep, dim=1)], 1)
 
-    cat, mirrored, cup = map(described, pictures)
-    assert float((cat * mirrored).sum()) > 0.98
-    assert float((cat * cup).sum()) < 0.8
+    features, mask = example(1)
+    weight = F.interpolate(mask.float(), (40, 40), mode="area")
+    prototypes = [(features * w).sum((2, 3), keepdim=True) / w.sum() for w in (weight, 1 - weight)]
+    overlaps = []
+    for number in range(2, 11):
+        features, mask = example(number)
+        apple, rest = (F.cosine_similarity(features, p)[:, None] for p in prototypes)
+        large = F.interpolate(apple - rest, (320, 320), mode="bilinear", align_corners=True) > 0
+        overlaps.append(float((large & mask).sum() / (large | mask).sum()))
+    assert sum(overlaps) / len(overlaps) > 0.7
