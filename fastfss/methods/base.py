@@ -56,8 +56,6 @@ class Prediction:
 class FewShotSegmenter(nn.Module):
     """A method: `encode_support` once per class, `segment` once per query.
 
-    Batch norm stays in evaluation mode, also in training, as in all published code.
-
     Attributes:
         method: the method's name in the registry.
         encoder: the backbone.
@@ -120,14 +118,6 @@ class FewShotSegmenter(nn.Module):
             for m in maps.values()
         ]
         return torch.cat(resized, dim=1)
-
-    def train(self: Model, mode: bool = True) -> Model:
-        """Training mode, with every batch norm left in evaluation mode."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
 
     def for_inference(
         self: Model, *, dtype: torch.dtype = torch.float32, channels_last: bool = True
@@ -278,12 +268,8 @@ class FewShotSegmenter(nn.Module):
         if self.size is not None and longer != self.size:
             scaled = [max(1, round(side * self.size / longer)) for side in images.shape[-2:]]
             images = F.interpolate(images, scaled, mode="bilinear", antialias=True)
-        mean, std = (
-            torch.tensor(values, device=images.device).view(1, 3, 1, 1)
-            for values in (self.encoder.normalization.mean, self.encoder.normalization.std)
-        )
         dtype = next(self.encoder.parameters()).dtype
-        return images.sub_(mean).div_(std).to(dtype)
+        return self.encoder.normalization.apply(images).to(dtype)
 
     def _warn_if_random(self) -> None:
         if self.weights_origin == "random":
