@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 import fastfss
-
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "backbones"
+from tests.shared import shared
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,9 +32,7 @@ def test_the_demo_writes_inputs_results_and_the_command(tmp_path: Path) -> None:
 
 
 def test_real_weights_find_the_coins(tmp_path: Path) -> None:
-    weights = SHARED / "resnet18_to_layer3.safetensors"
-    if not weights.is_file():
-        pytest.skip("needs shared/data/backbones beside the checkout")
+    weights = shared("data/backbones/resnet18_to_layer3.safetensors")
     result = run("--weights", str(weights), "--out", str(tmp_path / "demo"))
     assert result.returncode == 0, result.stderr
     iou = float(result.stdout.partition("not annotated: ")[2].split()[0])
