@@ -20,6 +20,7 @@ def outputs(program: Program) -> set[str]:
     return {path.name for path in program.results.iterdir()}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
 def test_each_query_gets_a_mask_an_overlay_and_an_entry(program):
     coco = pytest.importorskip("pycocotools.mask")
     outcome = program.predict()
@@ -252,6 +253,14 @@ def test_interruption_finishes_what_is_being_written_and_can_be_resumed(program)
     program.model.fail_on = None
     assert "1 segmented, 2 done before" in program.predict().out
     assert program.report()["pending"] == 0
+
+
+def test_run_that_came_to_nothing_binds_nobody_to_its_settings(program):
+    program.model.fail_on = (program.truth["a.png"].shape[1], KeyboardInterrupt())
+    assert program.predict("--size", 99).code == 130
+    assert program.images() == {}
+    program.model.fail_on = None
+    assert program.predict().code == 0
 
 
 def test_full_disk_stops_the_run_and_keeps_what_is_done(program, monkeypatch):

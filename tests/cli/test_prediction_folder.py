@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedWriter
+from io import BufferedWriter, BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -22,48 +22,63 @@ class Killed(BaseException):
 
 @contextmanager
 def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Let ``step`` changes of the file system happen and none after, as SIGKILL would."""
+    """Let ``step`` changes of the file system happen and none after, as SIGKILL would.
+
+    What is being written at that moment is left half written.
+    """
     done = [0]
 
-    def dying(function):
-        def act(*args, **kwargs):
+    def dying(function, tear):
+        def act(target, *args, **kwargs):
             if done[0] >= step:
+                if done[0] == step:
+                    tear(target, *args)
+                done[0] = step + 1
                 raise Killed
             done[0] += 1
-            return function(*args, **kwargs)
+            return function(target, *args, **kwargs)
 
         return act
 
-    def torn_open(path, mode="r", *args, **kwargs):
-        file = original_open(path, mode, *args, **kwargs)
-        return TornFile(file, done, step) if mode == "ab" else file
+    def nothing(*_: object) -> None:
+        pass
 
-    original_open = Path.open
+    def half_text(path: Path, text: str) -> None:
+        original_open(path, "w").write(text[: len(text) // 2])
+
+    def half_image(image: Image.Image, path: Path) -> None:
+        whole = BytesIO()
+        original_save(image, whole, format="PNG")
+        original_open(path, "wb").write(whole.getvalue()[: whole.tell() // 2])
+
+    def open_torn(path, mode="r", *args, **kwargs):
+        file = original_open(path, mode, *args, **kwargs)
+        if mode == "ab":
+            file = TornFile(file)
+            file.write = dying(file.write, lambda line: file.file.write(line[: len(line) // 2]))
+        return file
+
+    original_open, original_save = Path.open, Image.Image.save
     with monkeypatch.context() as patched:
-        for name in ("replace", "unlink", "write_text", "mkdir"):
-            patched.setattr(Path, name, dying(getattr(Path, name)))
-        patched.setattr(Image.Image, "save", dying(Image.Image.save))
-        patched.setattr(Path, "open", torn_open)
+        for name in ("replace", "unlink", "mkdir"):
+            patched.setattr(Path, name, dying(getattr(Path, name), nothing))
+        patched.setattr(Path, "write_text", dying(Path.write_text, half_text))
+        patched.setattr(Image.Image, "save", dying(original_save, half_image))
+        patched.setattr(Path, "open", open_torn)
         yield done
 
 
 class TornFile:
-    """A journal whose last line is torn when the process is killed while it is written."""
+    """A journal whose writing can be cut short."""
 
-    def __init__(self, file: BufferedWriter, done: list[int], step: int) -> None:
-        self.file, self.done, self.step = file, done, step
+    def __init__(self, file: BufferedWriter) -> None:
+        self.file = file
 
     def write(self, line: bytes) -> None:
-        if self.done[0] >= self.step:
-            raise Killed
-        self.done[0] += 1
-        if self.done[0] >= self.step:
-            line = line[: len(line) // 2]
         self.file.write(line)
-        self.file.flush()
 
     def flush(self) -> None:
-        pass
+        self.file.flush()
 
     def close(self) -> None:
         self.file.close()
@@ -116,7 +131,7 @@ def test_run_killed_at_any_step_leaves_a_consistent_folder_and_is_resumed(
                 program.predict(*options)
         except Killed:
             pass
-        finished = done[0] < step
+        finished = done[0] <= step
         check_consistent(program.results)
         outcome = program.predict(*options)
         assert outcome.code == 0
