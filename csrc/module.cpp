@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "fastfss/dense_correlation.h"
 #include "fastfss/dense_match.h"
 #include "fastfss/isa.h"
 #include "fastfss/probe.h"
@@ -86,6 +87,14 @@ PYBIND11_MODULE(_native, module) {
                                   static_cast<MatchReduce>(reduce),
                                   threads};
         emulate_amx ? dense_match_emulated_amx(args) : dense_match(args);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "dense_correlation",
+      [](const TensorView& query, const TensorView& support, const TensorView& out, float eps,
+         bool clamp, int threads, bool emulate_amx) {
+        const DenseCorrelationArgs args{query, support, out, eps, clamp, threads};
+        emulate_amx ? dense_correlation_emulated_amx(args) : dense_correlation(args);
       },
       py::call_guard<py::gil_scoped_release>());
   module.def("release_workspace", &release_workspace);

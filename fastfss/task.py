@@ -74,7 +74,7 @@ class Task:
             ValueError: if a task comes from another method, encoder or weights, or another batch.
         """
         for other in others:
-            self.check_compatible(other, argument="others")
+            other.check_settings(self.method, self.settings, argument="others")
             if other.batch != self.batch:
                 raise expected("others", f"tasks of batch {self.batch}", f"batch {other.batch}")
         joined = {
@@ -105,18 +105,14 @@ class Task:
             raise expected("shot", f"one of 0 to {count - 1}, with another one left", str(shot))
         return self.select([index for index in range(count) if index != shot % count])
 
-    def check_compatible(self, other: Task, *, argument: str = "task") -> None:
-        """Raise ValueError if `other` cannot be used together with this task."""
-        if other.method != self.method:
-            raise expected(
-                argument, f"a task of method {self.method!r}", f"one of {other.method!r}"
-            )
-        for key in self.settings.keys() | other.settings.keys():
-            ours, theirs = self.settings.get(key), other.settings.get(key)
-            if ours != theirs:
-                raise expected(
-                    argument, f"a task with {key} {ours!r}", f"one with {key} {theirs!r}"
-                )
+    def check_settings(self, method: str, settings: Mapping[str, str], *, argument: str) -> None:
+        """Raise ValueError, naming `argument`, unless the task has this method and settings."""
+        if self.method != method:
+            raise expected(argument, f"a task of method {method!r}", f"one of {self.method!r}")
+        for key in sorted(settings.keys() | self.settings.keys()):
+            wanted, came = settings.get(key), self.settings.get(key)
+            if wanted != came:
+                raise expected(argument, f"a task with {key} {wanted!r}", f"one with {came!r}")
 
     def save(self, path: str | Path) -> None:
         """Write the task as safetensors; an interrupted write leaves the old file as it was.

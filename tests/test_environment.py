@@ -182,20 +182,20 @@ def test_cuda_is_off_in_a_build_without_cuda_kernels(native):
 
 def test_cuda_repeats_the_runtimes_own_words_without_a_driver(native):
     words = "CUDA driver version is insufficient for CUDA runtime version"
-    backend = native(native_module("80;90", RuntimeError(words)))["cuda"]
+    backend = native(native_module("80,90", RuntimeError(words)))["cuda"]
     assert not backend.on
     assert words in backend.detail
-    assert "80;90" in backend.detail
+    assert "80,90" in backend.detail
 
 
 def test_cuda_is_off_without_a_gpu(native):
-    backend = native(native_module("80;90", devices=()))["cuda"]
+    backend = native(native_module("80,90", devices=()))["cuda"]
     assert not backend.on
     assert "no GPU" in backend.detail
 
 
 def test_cuda_is_on_with_a_gpu_and_names_it(native):
-    backend = native(native_module("80;90", devices=("Some GPU (sm_90)",)))["cuda"]
+    backend = native(native_module("80,90", devices=("Some GPU (sm_90)",)))["cuda"]
     assert backend.on
     assert "Some GPU (sm_90)" in backend.detail
 

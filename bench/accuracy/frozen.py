@@ -89,7 +89,6 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", type=int, default=[320])
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 5])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--normalize-layers", action="store_true")
     parser.add_argument("--queries", type=int, default=4, help="episodes a class; objects get 10")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="append the rows as JSON lines")
@@ -107,7 +106,6 @@ def main() -> None:
                 encoder=encoder,
                 layers=layers.split(","),
                 size=size,
-                normalize_layers=arguments.normalize_layers,
                 **options,
             )
             for shots in arguments.shots:
@@ -115,7 +113,6 @@ def main() -> None:
                     "encoder": arguments.encoder,
                     "layers": layers,
                     "size": size,
-                    "normalized": arguments.normalize_layers,
                     "method": method,
                     "shots": shots,
                     "seed": arguments.seed,

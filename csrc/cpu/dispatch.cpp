@@ -2,6 +2,7 @@
 // module: nothing here may run an instruction that the CPU lacks.
 #include <stdexcept>
 
+#include "fastfss/dense_correlation.h"
 #include "fastfss/dense_match.h"
 #include "fastfss/isa.h"
 #include "fastfss/probe.h"
@@ -21,6 +22,21 @@ Function* choose(std::initializer_list<std::pair<Isa, Function*>> ascending) {
 }
 
 }  // namespace
+
+void dense_correlation(const DenseCorrelationArgs& args) {
+  choose<void(const DenseCorrelationArgs&)>({{Isa::kPortable, &portable::dense_correlation},
+#if defined(FASTFSS_X86)
+                                             {Isa::kAvx2, &avx2::dense_correlation},
+                                             {Isa::kAvx512, &avx512::dense_correlation},
+                                             {Isa::kAvx512Bf16, &avx512_bf16::dense_correlation},
+                                             {Isa::kAmx, &amx::dense_correlation}
+#endif
+  })(args);
+}
+
+void dense_correlation_emulated_amx(const DenseCorrelationArgs& args) {
+  portable::dense_correlation_emulated_amx(args);
+}
 
 void dense_match(const DenseMatchArgs& args) {
   choose<void(const DenseMatchArgs&)>({{Isa::kPortable, &portable::dense_match},

@@ -221,7 +221,7 @@ class Encoder(nn.Module):
         """
 
     def _compute(self, images: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
-        """The maps named in `wanted`, which is not empty, and any others that came on the way."""
+        """The maps named in `wanted`, which is not empty."""
         raise NotImplementedError
 
     def _drop(self, features: Sequence[FeatureInfo]) -> None:
@@ -255,17 +255,6 @@ class StagedEncoder(Encoder):
         # Paths, not modules: folding replaces modules, and a copy must not run the original's.
         self._stages = dict(stages)
 
-    def stage_modules(self, name: str) -> tuple[str, ...]:
-        """The paths of the modules that lead to a map from the one before it.
-
-        Args:
-            name: one of the names in `features`.
-
-        Raises:
-            ValueError: no such map.
-        """
-        return self._stages[self.info(name).name]
-
     def keep_what_is_in_(self, tensors: Mapping[str, Tensor]) -> None:
         """Drop the deepest maps of which a file holds nothing."""
         held = [
@@ -283,9 +272,10 @@ class StagedEncoder(Encoder):
         for feature in self.features:
             for path in self._stages[feature.name]:
                 x = attrgetter(path)(self)(x)
-            maps[feature.name] = x
-            if wanted <= maps.keys():
-                break
+            if feature.name in wanted:
+                maps[feature.name] = x
+                if len(maps) == len(wanted):
+                    break
         return maps
 
     def _drop(self, features: Sequence[FeatureInfo]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastfss.encoders.base import Encoder
 from fastfss.encoders.deep_stem_resnet import DeepStemResNet
@@ -79,9 +80,7 @@ def create_encoder(
             raise ValueError(f"last: {last!r} is not in {source}; its deepest map is {reached!r}")
     if last is not None:
         encoder.truncate_(last)
-    if folded and "folded" not in encoder.options:
-        encoder = encoder.fold_batch_norm()
-    return encoder
+    return encoder.fold_batch_norm() if folded else encoder
 
 
 def _build(name: str, options: Mapping[str, Any]) -> Encoder:
@@ -129,9 +128,17 @@ def _load(encoder: Encoder, tensors: Mapping[str, Tensor], source: str) -> Encod
 
 
 def _is_folded(encoder: Encoder, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors hold biases where the encoder has batch norms instead."""
-    return any(
-        f"{name}.bias" in tensors
-        for name, module in encoder.named_modules()
-        if isinstance(module, nn.Conv2d) and module.bias is None
+    """Whether the tensors are those of the encoder after `fold_batch_norm`.
+
+    Then convolutions have biases that they lack before, or, where they have biases anyway (VGG),
+    nothing is there of any batch norm.
+    """
+    modules = dict(encoder.named_modules())
+    norms = [name for name, module in modules.items() if isinstance(module, _BatchNorm)]
+    new_biases = any(
+        isinstance(module, nn.Conv2d) and module.bias is None and f"{name}.bias" in tensors
+        for name, module in modules.items()
+    )
+    return new_biases or (
+        bool(norms) and not any(f"{name}.running_mean" in tensors for name in norms)
     )

@@ -9,6 +9,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.result import Result
 from fastfss.task import Task
+from fastfss.weights import save_checkpoint
 
 Images = Tensor | Sequence[Tensor]
 Model = TypeVar("Model", bound="FewShotSegmenter")
@@ -54,28 +56,17 @@ class Prediction:
 class FewShotSegmenter(nn.Module):
     """A method: `encode_support` once per class, `segment` once per query.
 
-    Batch norm stays in evaluation mode, also in training, as in all published code.
-
     Attributes:
         method: the method's name in the registry.
         encoder: the backbone.
         layers: the feature maps that the method reads; several are resized to the first one's grid
             and concatenated.
         size: the longer side in pixels to which `fit` and `predict` bring images; None keeps them.
-        normalize_layers: whether each of several feature maps is brought to unit length at every
-            position before they are joined, so that all weigh the same in a cosine.
     """
 
     method: ClassVar[str]
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        layers: Sequence[str],
-        size: int | None = None,
-        *,
-        normalize_layers: bool = False,
-    ) -> None:
+    def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
         super().__init__()
         if not layers:
             raise expected("layers", "at least one name", "none")
@@ -86,7 +77,6 @@ class FewShotSegmenter(nn.Module):
         self.encoder = encoder
         self.layers = tuple(layers)
         self.size = size
-        self.normalize_layers = normalize_layers
         self.weights_origin = "random"
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self._origin_fingerprint: str | None = None
@@ -120,8 +110,6 @@ class FewShotSegmenter(nn.Module):
         first = maps[self.layers[0]]
         if len(self.layers) == 1:
             return first
-        if self.normalize_layers:
-            maps = {name: F.normalize(m, dim=1) for name, m in maps.items()}
         size = first.shape[-2:]
         resized = [
             m
@@ -130,14 +118,6 @@ class FewShotSegmenter(nn.Module):
             for m in maps.values()
         ]
         return torch.cat(resized, dim=1)
-
-    def train(self: Model, mode: bool = True) -> Model:
-        """Training mode, with every batch norm left in evaluation mode."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
 
     def for_inference(
         self: Model, *, dtype: torch.dtype = torch.float32, channels_last: bool = True
@@ -156,6 +136,17 @@ class FewShotSegmenter(nn.Module):
         # A task of the model serves the copy and the other way round.
         model._origin_fingerprint = self.fingerprint()
         return model.requires_grad_(False).eval()
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors; `create_model(..., weights=path)` reads them.
+
+        An interrupted write leaves the old file as it was.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        about = {"format": "fastfss-model-1", "method": self.method, "encoder": self.encoder.name}
+        save_checkpoint(path, self.state_dict(), {**about, "layers": ",".join(self.layers)})
 
     # ---- One's own images
 
@@ -225,9 +216,8 @@ class FewShotSegmenter(nn.Module):
         """
         self._warn_if_random()
         tasks = [task] if isinstance(task, Task) else list(task)
-        mine = Task(self.method, {"-": torch.empty(1, 1)}, settings=self.settings())
         for one in tasks:
-            mine.check_compatible(one)
+            self.check_task(one)
         started = time.perf_counter()
         image = read_image(query, argument="query")
         size = (image.shape[1], image.shape[2])
@@ -240,6 +230,10 @@ class FewShotSegmenter(nn.Module):
             seconds=time.perf_counter() - started,
         )
 
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError if a task was made by another method, encoder or other weights."""
+        task.check_settings(self.method, self.settings(), argument="task")
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -249,7 +243,7 @@ class FewShotSegmenter(nn.Module):
         """What a task of this model needs where it is used: encoder, layers, weights."""
         return {
             "encoder": self.encoder.name,
-            "layers": ",".join(self.layers) + (" normalized" if self.normalize_layers else ""),
+            "layers": ",".join(self.layers),
             "weights": self.fingerprint(),
         }
 
@@ -274,12 +268,8 @@ class FewShotSegmenter(nn.Module):
         if self.size is not None and longer != self.size:
             scaled = [max(1, round(side * self.size / longer)) for side in images.shape[-2:]]
             images = F.interpolate(images, scaled, mode="bilinear", antialias=True)
-        mean, std = (
-            torch.tensor(values, device=images.device).view(1, 3, 1, 1)
-            for values in (self.encoder.normalization.mean, self.encoder.normalization.std)
-        )
         dtype = next(self.encoder.parameters()).dtype
-        return images.sub_(mean).div_(std).to(dtype)
+        return self.encoder.normalization.apply(images).to(dtype)
 
     def _warn_if_random(self) -> None:
         if self.weights_origin == "random":

@@ -24,7 +24,6 @@ class MLC(PrototypeSegmenter):
         encoder: the backbone; published with "deep_resnet50" and "deep_resnet101".
         layers: the feature maps to match; published: layer3.
         size: see FewShotSegmenter.
-        normalize_layers: see FewShotSegmenter.
     """
 
     method = "mlc"
@@ -32,14 +31,9 @@ class MLC(PrototypeSegmenter):
     published_keys: KeyMap = MLC_KEYS
 
     def __init__(
-        self,
-        encoder: Encoder,
-        layers: Sequence[str] = ("layer3",),
-        size: int | None = None,
-        *,
-        normalize_layers: bool = False,
+        self, encoder: Encoder, layers: Sequence[str] = ("layer3",), size: int | None = None
     ) -> None:
-        super().__init__(encoder, layers, size, normalize_layers=normalize_layers)
+        super().__init__(encoder, layers, size)
         freeze(encoder, prefixes=())
 
     def scores(self, features: Tensor, foreground: Tensor, background: Tensor) -> Tensor:

@@ -45,7 +45,6 @@ class SSP(PrototypeSegmenter):
         encoder: the backbone; published with "deep_resnet50" and "deep_resnet101".
         layers: the feature maps to match; published: layer3.
         size: see FewShotSegmenter.
-        normalize_layers: see FewShotSegmenter.
         refine: whether to make the second self-support pass (the published figures do).
         config: thresholds and blend weights; the published ones by default.
     """
@@ -60,11 +59,10 @@ class SSP(PrototypeSegmenter):
         layers: Sequence[str] = ("layer3",),
         size: int | None = None,
         *,
-        normalize_layers: bool = False,
         refine: bool = True,
         config: SelfSupportConfig | None = None,
     ) -> None:
-        super().__init__(encoder, layers, size, normalize_layers=normalize_layers)
+        super().__init__(encoder, layers, size)
         self.refine = refine
         self.config = config or SelfSupportConfig()
         # Published: the stem and layer1 are frozen and run without gradient.

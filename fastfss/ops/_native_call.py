@@ -27,7 +27,10 @@ module: ModuleType | None = _load()
 
 
 def view(tensor: Tensor) -> View:
-    """Address, dtype, sizes and strides: what csrc/module.cpp reads as a TensorView."""
+    """Address, dtype, sizes and strides: what csrc/module.cpp reads as a TensorView.
+
+    It holds no reference: the tensor must have a name of its own while the view is used.
+    """
     return tensor.data_ptr(), DTYPES[tensor.dtype], tensor.shape, tensor.stride()
 
 

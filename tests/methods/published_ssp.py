@@ -7,6 +7,8 @@ indexing; the N x N similarity in memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,17 +82,20 @@ def published_head(
     background: Tensor,
     *,
     refine: bool = True,
-    selected: list[SELECTED] | None = None,
+    selected: Sequence[list[SELECTED] | None] = (None, None),
 ) -> Tensor:
-    """SSP's low-resolution scores (B, 2, h, w) from features and prototypes (B, C)."""
+    """SSP's low-resolution scores (B, 2, h, w) from features and prototypes (B, C).
+
+    `selected` forces the positions of each of the two passes.
+    """
     fp, bp = foreground[:, :, None, None], background[:, :, None, None]
     initial = published_scores(features, fp, bp)
-    ssfp, ssbp, asbp = published_self_support(features, initial, selected)
+    ssfp, ssbp, asbp = published_self_support(features, initial, selected[0])
     fp1, bp1 = 0.5 * fp + 0.5 * ssfp, 0.3 * ssbp + 0.7 * asbp
     first = published_scores(features, fp1, bp1)
     if not refine:
         return first
-    ssfp, ssbp, asbp = published_self_support(features, first, selected)
+    ssfp, ssbp, asbp = published_self_support(features, first, selected[1])
     fp2, bp2 = 0.5 * fp + 0.5 * ssfp, 0.3 * ssbp + 0.7 * asbp
     fp2 = 0.5 * fp + 0.2 * fp1 + 0.3 * fp2
     bp2 = 0.5 * bp + 0.2 * bp1 + 0.3 * bp2
@@ -105,7 +110,7 @@ def published_forward(
     query: Tensor,
     *,
     refine: bool = True,
-    selected: list[SELECTED] | None = None,
+    selected: Sequence[list[SELECTED] | None] = (None, None),
 ) -> Tensor:
     """Logits (B, 2, H, W) of an episode: K supports (B, 3, H, W) with masks, one query."""
     shots = [encoder(image, (layer,))[layer] for image in supports]

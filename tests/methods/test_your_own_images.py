@@ -140,3 +140,30 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         make().encoder.info("layer9")
     with pytest.raises(TypeError, match="unknown_option"):
         fastfss.create_model("mlc", encoder="resnet18", unknown_option=1)
+
+
+def test_a_saved_model_comes_back_with_the_same_weights(tmp_path: Path) -> None:
+    model = make()
+    model.save(tmp_path / "model.safetensors")
+    again = fastfss.create_model(
+        "ssp", encoder="resnet18", layers=("layer2",), weights=tmp_path / "model.safetensors"
+    )
+    assert again.fingerprint() == model.fingerprint()
+
+
+def test_published_names_of_one_method_load_into_the_other(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ssp = SSP(fastfss.create_encoder("deep_resnet50"))
+    published = {SSP.published_keys.to_published(k): v for k, v in ssp.state_dict().items()}
+    torch.save({"state_dict": {f"module.{k}": v for k, v in published.items()}}, tmp_path / "s.pth")
+    mlc = fastfss.create_model("mlc", weights=tmp_path / "s.pth")
+    for name, tensor in ssp.state_dict().items():
+        assert torch.equal(mlc.state_dict()[name], tensor), name
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    state = fastfss.create_encoder("resnet18").state_dict()
+    state["layer2.0.conv1.weight"] = torch.zeros(3)
+    torch.save(state, tmp_path / "wrong.pth")
+    with pytest.raises(ValueError, match=r"layer2\.0\.conv1\.weight"):
+        fastfss.create_model("ssp", encoder="resnet18", weights=tmp_path / "wrong.pth")

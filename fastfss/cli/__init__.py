@@ -1,0 +1,82 @@
+"""The command line: ``fastfss COMMAND``, one module a command."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastfss.errors import MissingExtraError, import_extra
+
+if TYPE_CHECKING:
+    import typer
+
+# Bad input and bad usage, as argparse and typer have it; 1 means that some queries failed.
+_EXIT_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Errors of the library come out as one line on stderr; ``--debug`` shows where they arose.
+
+    Args:
+        argv: the arguments after the program's name; the process's own by default.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            build_app()(args=arguments, prog_name="fastfss")
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        except (ValueError, TypeError, OSError, MissingExtraError) as error:
+            if "--debug" in arguments:
+                raise
+            print(f"error: {_one_line(error)}", file=sys.stderr)
+            return _EXIT_ERROR
+    return 0
+
+
+def build_app() -> typer.Typer:
+    """Make the typer application with all commands.
+
+    Raises:
+        MissingExtraError: typer or rich is not installed.
+    """
+    for package in ("typer", "rich"):
+        import_extra(package, extra="cli", purpose="the fastfss command")
+    import typer
+
+    from fastfss.cli.demo import demo
+    from fastfss.cli.env import env
+    from fastfss.cli.options import ManyValuesCommand, program
+    from fastfss.cli.predict import predict
+
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        # Plain help and errors: they go into bug reports and log files.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+    app.callback()(program)
+    app.command(cls=ManyValuesCommand)(predict)
+    app.command()(demo)
+    app.command()(env)
+    return app
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)

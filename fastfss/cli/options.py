@@ -1,0 +1,79 @@
+"""What the commands' options have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from fastfss import __version__
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastfss {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+
+
+def program(version: VersionOption = False, debug: DebugOption = False) -> None:
+    """Few-shot segmentation: a few annotated images in, masks of new images out."""
+
+
+# Options that take any number of values, and how many belong together.
+_MANY_VALUES = {"--query": 1, "--support": 2, "--support-folder": 1, "--task": 1}
+
+
+class ManyValuesCommand(TyperCommand):
+    """A command whose list options take several values after one flag.
+
+    ``--query *.jpg`` arrives as one flag with many values, because the shell expands it, and click
+    only takes as many as the option declares.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the flags, then parse as usual."""
+        return super().parse_args(ctx, repeat_flags(args))
+
+
+def repeat_flags(arguments: list[str]) -> list[str]:
+    """Write ``--query a b`` as ``--query a --query b``.
+
+    Args:
+        arguments: the command's arguments.
+
+    Returns:
+        Arguments with the same meaning, each flag with one value.
+
+    Raises:
+        typer.BadParameter: a flag has fewer or more values than belong together.
+
+    Example:
+        >>> repeat_flags(["--support", "1.jpg", "1.png", "--query", "2.jpg", "--overwrite"])
+        ['--support', '1.jpg', '--support', '1.png', '--query', '2.jpg', '--overwrite']
+    """
+    repeated: list[str] = []
+    rest = list(reversed(arguments))
+    while rest:
+        flag = rest.pop()
+        together = _MANY_VALUES.get(flag, 0)
+        values: list[str] = []
+        while together and rest and not rest[-1].startswith("-"):
+            values.append(rest.pop())
+        if not values:
+            repeated.append(flag)
+        elif len(values) % together:
+            raise typer.BadParameter(
+                f"{flag}: expected an image and its mask, then the next image and mask, got "
+                f"{' '.join(values)}"
+            )
+        for value in values:
+            repeated += [flag, value]
+    return repeated

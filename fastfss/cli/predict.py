@@ -1,0 +1,255 @@
+"""``fastfss predict``: a few annotated images in, masks of new images out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from fastfss.atomic import check_writable
+from fastfss.cli.options import DebugOption
+from fastfss.cli.prediction_folder import REPORT, PendingQuery, PredictionFolder
+from fastfss.cli.prediction_run import Model, progress_bar, segment_queries
+from fastfss.cli.prediction_settings import PredictionSettings, Way
+from fastfss.cli.queries import find_queries
+from fastfss.data import read_support_folder
+from fastfss.errors import expected, import_extra
+from fastfss.methods import create_model
+from fastfss.task import Task
+
+_FAILED, _INTERRUPTED = 1, 130
+
+
+def build_model(settings: PredictionSettings, device: str) -> Model:
+    """Make the model that the settings describe, ready to predict on the device."""
+    refine = {} if settings.refine is None else {"refine": settings.refine}
+    model = create_model(
+        settings.method,
+        encoder=settings.backbone,
+        layers=settings.layers,
+        weights=settings.weights,
+        size=settings.size,
+        **refine,
+    )
+    return model.to(device).for_inference()
+
+
+def predict(
+    out: Annotated[Path | None, typer.Option(help="The folder for the results.")] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|FOLDER|PATTERN ...",
+            help="Images to segment; a folder stands for the images in it.",
+        ),
+    ] = None,
+    support: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="IMAGE MASK ...", help="Annotated images of one class."),
+    ] = None,
+    support_folder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER ...",
+            help="A class each, named as its folder; masks beside images (1.jpg, 1_mask.png) or in "
+            "images/ and masks/.",
+        ),
+    ] = None,
+    task: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE ...", help="Classes saved with --save-task."),
+    ] = None,
+    save_task: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="Save the class of the annotated images for later runs.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What to call the class of --support; else 'object'.")
+    ] = None,
+    value: Annotated[
+        int | None,
+        typer.Option(min=0, help="The class's label, where masks are label maps of several."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="The segmentation method.")] = "ssp",
+    backbone: Annotated[str, typer.Option(help="The encoder.")] = "deep_resnet50",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME", help="The encoder's layers to match; else the published."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|imagenet", help="A checkpoint or an encoder's weights."),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Bring the longer side to this many pixels; else as it is."),
+    ] = None,
+    refine: Annotated[
+        bool | None, typer.Option("--refine/--no-refine", help="The method's refinement pass.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew in a folder that holds results.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Segment images after a few annotated examples.
+
+    Each query gets NAME_mask.png (a label map) and NAME_overlay.png in the output folder, and an
+    entry in predictions.json. The same command again goes on where the last run stopped.
+
+    Example: fastfss predict --support cow1.jpg cow1.png --query photos --out results
+    --backbone resnet18 --layers layer2,layer3 --weights resnet18.pth
+    """
+    if bool(query) != (out is not None):
+        raise typer.BadParameter("--query and --out belong together; got only one of them")
+    if not query and save_task is None:
+        raise typer.BadParameter("nothing to do: expected --query and --out, or --save-task")
+    settings = PredictionSettings(
+        method=method,
+        backbone=backbone,
+        layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
+        weights=weights,
+        size=size,
+        refine=refine,
+        value=value,
+        ways=_ways(support or [], name, support_folder or [], task or [], value),
+    )
+    _check_device(device)
+    _check_save_task(save_task, settings.ways)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if out is None:
+        settings.record()  # a missing file is found before the model is loaded
+        _prepare(settings, device, save_task)
+        return
+    import_extra("pycocotools.mask", extra="cli", purpose="fastfss predict")
+    queries = find_queries(query or [])
+    if inside := [file for file in queries if file.parent == out.absolute()]:
+        raise expected("--out", "another folder than that of the queries", f"'{inside[0].parent}'")
+    with PredictionFolder(out, settings.record(), overwrite=overwrite) as folder:
+        code = _run(folder, queries, settings, device, save_task)
+    raise typer.Exit(code)
+
+
+def _run(
+    folder: PredictionFolder,
+    queries: Sequence[Path],
+    settings: PredictionSettings,
+    device: str,
+    save_task: Path | None,
+) -> int:
+    """Segment what is left to do, and return the exit code."""
+    console = Console(stderr=True, highlight=False)
+    pending = folder.plan(queries)
+    # Whatever is wrong with model, support or tasks comes out before anything is written.
+    prepared = _prepare(settings, device, save_task) if pending or save_task is not None else None
+    folder.begin(len(pending))
+    failed: list[dict[str, str]] = []
+    code = 0
+    with progress_bar(console) as progress:
+        bar = progress.add_task(
+            "segmenting", total=len(queries), completed=len(queries) - len(pending)
+        )
+
+        def on_done(query: PendingQuery, error: Exception | None) -> None:
+            progress.advance(bar)
+            if error is not None:
+                failed.append({"file": str(query.path), "error": str(error)})
+                console.print(f"failed: {error}", markup=False, soft_wrap=True)
+
+        try:
+            if prepared is not None:
+                segment_queries(*prepared, pending, folder, on_done)
+        except KeyboardInterrupt:
+            code = _INTERRUPTED
+        except BaseException:
+            # What is done stays done, also when the disk is full.
+            with suppress(OSError):
+                folder.report(failed=failed, pending=folder.count_missing(queries) - len(failed))
+            raise
+    missing = folder.count_missing(queries)
+    folder.report(failed=failed, pending=missing - len(failed))
+    done = len(queries) - missing
+    typer.echo(
+        f"{len(queries)} images: {done - (len(queries) - len(pending))} segmented, "
+        f"{len(queries) - len(pending)} done before, {len(failed)} failed -> {folder.path / REPORT}"
+    )
+    if code == _INTERRUPTED:
+        typer.echo("interrupted; the same command goes on where this one stopped", err=True)
+    return code or (_FAILED if failed else 0)
+
+
+def _prepare(
+    settings: PredictionSettings, device: str, save_task: Path | None
+) -> tuple[Model, list[Task]]:
+    """Load the model, and make or load one task a way."""
+    model = build_model(settings, device)
+    tasks = []
+    for way in settings.ways:
+        if way.task is not None:
+            loaded = Task.load(way.task)
+            model.check_task(loaded)
+            tasks.append(loaded.to(device))
+            continue
+        fitted = model.fit(way.shots, name=way.name or "object", mask_value=settings.value)
+        if save_task is not None:
+            fitted.save(save_task)
+        tasks.append(fitted)
+    return model, tasks
+
+
+def _ways(
+    support: Sequence[Path],
+    name: str | None,
+    support_folders: Sequence[Path],
+    tasks: Sequence[Path],
+    value: int | None,
+) -> tuple[Way, ...]:
+    """Put the classes in order: --support, the --support-folders, the --tasks."""
+    if name is not None and not support:
+        raise typer.BadParameter("--name names the class of --support; got no --support")
+    if value is not None and not (support or support_folders):
+        raise typer.BadParameter("--value reads masks; got no --support or --support-folder")
+    if len(support) % 2:
+        raise typer.BadParameter(f"--support: expected images and masks, got {len(support)} files")
+    shots = tuple(zip(support[::2], support[1::2], strict=True))
+    ways = [Way(name or "object", shots)] if shots else []
+    ways += [
+        Way(folder.absolute().name, tuple(read_support_folder(folder)))
+        for folder in support_folders
+    ]
+    ways += [Way(task=file) for file in tasks]
+    if not ways:
+        raise typer.BadParameter("expected --support, --support-folder or --task, got none")
+    return tuple(ways)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise expected("--device", "a device of this machine", f"{device!r} ({error})") from None
+
+
+def _check_save_task(save_task: Path | None, ways: Sequence[Way]) -> None:
+    if save_task is None:
+        return
+    if sum(way.task is None for way in ways) != 1:
+        raise typer.BadParameter(
+            "--save-task saves one class; expected one set of annotated images"
+        )
+    if save_task.is_dir():
+        raise expected("--save-task", "a file", f"the folder '{save_task}'")
+    check_writable(save_task.absolute().parent, "--save-task")

@@ -1,0 +1,116 @@
+"""What a run of ``fastfss predict`` is made with, and whether two runs may share a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastfss import __version__
+from fastfss.errors import expected
+
+# The word that stands for a download instead of a file.
+IMAGENET = "imagenet"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One class to look for: annotated images with a name, or a task saved earlier."""
+
+    name: str | None = None
+    shots: tuple[tuple[Path, Path], ...] = ()
+    task: Path | None = None
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """Everything that decides what the predictions are; None leaves a choice to the method."""
+
+    method: str
+    backbone: str
+    layers: tuple[str, ...] | None
+    weights: str | None
+    size: int | None
+    refine: bool | None
+    value: int | None
+    ways: tuple[Way, ...]
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings as JSON, with a digest of every file.
+
+        Raises:
+            FileNotFoundError: one of the files is missing.
+            ValueError: one of the files is a folder.
+        """
+        return {
+            "fastfss": __version__,
+            "method": self.method,
+            "backbone": self.backbone,
+            "layers": None if self.layers is None else list(self.layers),
+            "weights": self._weights_record(),
+            "size": self.size,
+            "refine": self.refine,
+            "value": self.value,
+            "ways": [_way_record(way) for way in self.ways],
+        }
+
+    def _weights_record(self) -> dict[str, str] | None:
+        if self.weights is None:
+            return None
+        if self.weights == IMAGENET:
+            return {"file": IMAGENET, "sha256": ""}
+        return _file_record(Path(self.weights), "--weights")
+
+
+def differences(before: Any, now: Any, name: str = "settings") -> list[str]:
+    """List the settings that differ between two records; where files lie does not matter.
+
+    Example:
+        >>> differences({"size": 320, "refine": None}, {"size": 480, "refine": None})
+        ['size was 320, now 480']
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        if "sha256" in before and "sha256" in now:
+            return [] if before["sha256"] == now["sha256"] else [f"{name} is another file"]
+        pairs = {key: (before.get(key), now.get(key)) for key in [*before, *now]}
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        numbered = enumerate(zip(before, now, strict=True), start=1)
+        pairs = {f"{name}[{number}]": pair for number, pair in numbered}
+    elif before == now:
+        return []
+    else:
+        return [f"{name} was {_shown(before)}, now {_shown(now)}"]
+    return [text for key, (old, new) in pairs.items() for text in differences(old, new, key)]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("file", "another kind"))
+    if isinstance(value, list):
+        files = any(isinstance(entry, dict) for entry in value)
+        return f"{len(value)} of them" if files else ",".join(value)
+    return "not given" if value is None else str(value)
+
+
+def _way_record(way: Way) -> dict[str, Any]:
+    if way.task is not None:
+        return {"task": _file_record(way.task, "--task")}
+    shots = [
+        {"image": _file_record(image, "support image"), "mask": _file_record(mask, "support mask")}
+        for image, mask in way.shots
+    ]
+    return {"name": way.name, "shots": shots}
+
+
+def _file_record(path: Path, argument: str) -> dict[str, str]:
+    if path.is_dir():
+        raise expected(f"{argument} '{path}'", "a file", "a folder")
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{argument} '{path}': no such file") from None
+    return {"file": str(path.absolute()), "sha256": digest.hexdigest()}

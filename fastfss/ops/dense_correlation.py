@@ -1,0 +1,193 @@
+"""dense_correlation: the cosine of every query with every support position, layer by layer.
+
+Min, Kang, Cho: "Hypercorrelation Squeeze for Few-Shot Segmentation", ICCV 2021, eq. 1:
+
+    corr_l[i, j] = max(0, q_i . s_j / ((|q_i| + eps) (|s_j| + eps)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastfss.errors import expected, expected_kind
+from fastfss.ops import _native_call
+from fastfss.ops._registry import Backend, register
+from fastfss.ops.explain import Explanation, choose, explainers
+
+
+def dense_correlation_reference(
+    queries: Sequence[Tensor],  # L times (B, C_l, hq, wq)
+    supports: Sequence[Tensor],  # L times (B, C_l, hs, ws)
+    clamp: bool,
+    eps: float,
+) -> Tensor:  # (B, L, hq, wq, hs, ws)
+    """The plain PyTorch twin."""
+    layers = []
+    for query, support in zip(queries, supports, strict=True):
+        q, s = query.flatten(2), support.flatten(2)
+        q = q / (q.norm(dim=1, keepdim=True) + eps)
+        s = s / (s.norm(dim=1, keepdim=True) + eps)
+        layers.append(q.transpose(1, 2) @ s)
+    stacked = torch.stack(layers, dim=1)
+    stacked = stacked.clamp(min=0) if clamp else stacked
+    return stacked.view(_shape(queries, supports))
+
+
+def dense_correlation(
+    queries: Sequence[Tensor],  # L times (B, C_l, hq, wq)
+    supports: Sequence[Tensor],  # L times (B, C_l, hs, ws)
+    *,
+    clamp: bool = True,
+    eps: float = 1e-5,
+    backend: Backend = "auto",
+) -> Tensor:  # (B, L, hq, wq, hs, ws)
+    """Correlate every query position with every support position, in several layers.
+
+    Min et al., ICCV 2021, eq. 1. Contiguous and channels-last maps are read as they are.
+
+    Args:
+        queries: L maps (B, C_l, hq, wq) of one grid; the channels may differ from layer to layer.
+        supports: L maps (B, C_l, hs, ws) of one grid, masked before if only an object counts.
+        clamp: whether negative cosines become 0.
+        eps: added to every norm.
+        backend: "auto", or "native" or "reference" to force one.
+
+    Returns:
+        (B, L, hq, wq, hs, ws), in the maps' dtype.
+
+    Raises:
+        TypeError: maps that are not floating-point tensors.
+        ValueError: for no layer, different numbers of layers, grids, batches, channels or dtypes.
+        NotImplementedError: a forced backend cannot serve the call; the message says why.
+
+    Example:
+        >>> maps = [torch.ones(1, 4, 2, 3), torch.ones(1, 8, 2, 3)]
+        >>> dense_correlation(maps, maps).shape
+        torch.Size([1, 2, 2, 3, 2, 3])
+    """
+    _check(queries, supports, eps)
+    result: Tensor = operation(backend, list(queries), list(supports), clamp, eps)
+    return result
+
+
+def _shape(queries: Sequence[Tensor], supports: Sequence[Tensor]) -> tuple[int, ...]:
+    query, support = queries[0].shape, supports[0].shape
+    return (query[0], len(queries), *query[2:], *support[2:])
+
+
+def _check(queries: Sequence[Tensor], supports: Sequence[Tensor], eps: float) -> None:
+    if len(queries) != len(supports) or not queries:
+        came = f"{len(queries)} and {len(supports)}"
+        raise expected("queries and supports", "as many maps each, at least one", came)
+    for argument, maps in (("queries", queries), ("supports", supports)):
+        for layer, one in enumerate(maps):
+            if not isinstance(one, Tensor) or not one.is_floating_point():
+                came = one.dtype if isinstance(one, Tensor) else type(one).__name__
+                wanted = "a floating-point tensor"
+                raise expected_kind(f"{argument}[{layer}]", wanted, str(came))
+            first = maps[0]
+            if one.ndim != 4 or one.shape[0] != first.shape[0] or one.shape[2:] != first.shape[2:]:
+                wanted = f"(B, C, h, w) of the batch and grid of {argument}[0]"
+                came = f"{tuple(one.shape)} beside {tuple(first.shape)}"
+                raise expected(f"{argument}[{layer}]", wanted, came)
+            if one.dtype != queries[0].dtype or one.device != queries[0].device:
+                wanted = f"{queries[0].dtype} on {queries[0].device} as queries[0]"
+                raise expected(f"{argument}[{layer}]", wanted, f"{one.dtype} on {one.device}")
+    for layer, (query, support) in enumerate(zip(queries, supports, strict=True)):
+        if query.shape[:2] != support.shape[:2]:
+            wanted = f"batch and channels {tuple(query.shape[:2])} of queries[{layer}]"
+            raise expected(f"supports[{layer}]", wanted, str(tuple(support.shape[:2])))
+    if not eps >= 0:
+        raise expected("eps", "a number >= 0", str(eps))
+
+
+def _native(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float) -> Tensor:
+    assert _native_call.module is not None
+    out = queries[0].new_empty(_shape(queries, supports))
+    slices = out.flatten(4).flatten(2, 3)  # (B, L, N, M)
+    threads = torch.get_num_threads()
+    if out.numel() == 0:
+        return out
+    for layer, (query, support) in enumerate(zip(queries, supports, strict=True)):
+        # Named, because flatten may copy, and a view holds no reference to what it looks at.
+        q, s = query.flatten(2), support.flatten(2)
+        _native_call.module.dense_correlation(
+            _native_call.view(q),
+            _native_call.view(s),
+            _native_call.view(slices[:, layer]),
+            eps,
+            clamp,
+            threads,
+            False,
+        )
+    return out
+
+
+def _why_not_native(
+    queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float
+) -> str | None:
+    return _native_call.why_not_native(*queries, *supports)
+
+
+def _fake(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float) -> Tensor:
+    return queries[0].new_empty(_shape(queries, supports))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    queries, supports, ctx.clamp, ctx.eps = inputs
+    ctx.layers = len(queries)
+    # The sign of the result is all that the clamp's gradient needs.
+    ctx.save_for_backward(output if ctx.clamp else output.new_empty(0), *queries, *supports)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], list[Tensor], None, None]:
+    output, *maps = ctx.saved_tensors
+    if ctx.clamp:
+        grad = torch.where(output > 0, grad, 0)
+    flat = grad.flatten(4).flatten(2, 3)  # (B, L, N, M)
+    queries, supports = maps[: ctx.layers], maps[ctx.layers :]
+    grads: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for layer, (query, support) in enumerate(zip(queries, supports, strict=True)):
+        q, s = query.flatten(2), support.flatten(2)
+        q_norm, s_norm = (x.norm(dim=1, keepdim=True) for x in (q, s))
+        for_q = s / (s_norm + ctx.eps) @ flat[:, layer].transpose(1, 2)
+        for_s = q / (q_norm + ctx.eps) @ flat[:, layer]
+        grads[0].append(_unnormalize(q, q_norm, for_q, ctx.eps).unflatten(2, query.shape[2:]))
+        grads[1].append(_unnormalize(s, s_norm, for_s, ctx.eps).unflatten(2, support.shape[2:]))
+    return grads[0], grads[1], None, None
+
+
+def _unnormalize(x: Tensor, norm: Tensor, grad: Tensor, eps: float) -> Tensor:
+    """The gradient of x (B, C, N) from that of x / (|x| + eps); 0 is taken for d|x| at x = 0."""
+    along = (x * grad).sum(dim=1, keepdim=True) / norm.clamp_min(torch.finfo(x.dtype).tiny)
+    return (grad - x * along / (norm + eps)) / (norm + eps)
+
+
+operation = register(
+    "dense_correlation",
+    "(Tensor[] queries, Tensor[] supports, bool clamp, float eps) -> Tensor",
+    reference=dense_correlation_reference,
+    native=_native,
+    why_not_native=_why_not_native,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+
+
+def _explain(
+    queries: Sequence[Tensor],
+    supports: Sequence[Tensor],
+    *,
+    clamp: bool = True,
+    eps: float = 1e-5,
+) -> Explanation:
+    _check(queries, supports, eps)
+    return choose("dense_correlation", _why_not_native(list(queries), list(supports), clamp, eps))
+
+
+explainers["dense_correlation"] = _explain

@@ -1,0 +1,39 @@
+"""fastfss demo, as the README's first command runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import fastfss
+from tests.shared import shared
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastfss", "demo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_demo_writes_inputs_results_and_the_command(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(fastfss.create_encoder("resnet18").state_dict(), tmp_path / "random.pth")
+    out = tmp_path / "demo"
+    result = run("--weights", str(tmp_path / "random.pth"), "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    assert "fastfss predict --backbone resnet18" in result.stdout
+    assert "IoU with the coins that were not annotated" in result.stdout
+    assert {p.name for p in (out / "input").iterdir()} == {
+        *("coins_upper.png", "coins_upper_mask.png", "coins_lower.png")
+    }
+    assert (out / "results" / "coins_lower_overlay.png").is_file()
+
+
+def test_real_weights_find_the_coins(tmp_path: Path) -> None:
+    weights = shared("data/backbones/resnet18_to_layer3.safetensors")
+    result = run("--weights", str(weights), "--out", str(tmp_path / "demo"))
+    assert result.returncode == 0, result.stderr
+    iou = float(result.stdout.partition("not annotated: ")[2].split()[0])
+    assert iou > 0.75

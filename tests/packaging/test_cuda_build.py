@@ -1,0 +1,66 @@
+"""The CUDA sources compile, and the module imports with or without a driver."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.packaging.clean import ROOT, run
+
+for tool in ("setuptools", "pybind11"):
+    pytest.importorskip(tool, reason="not installed: pip install fastfss[dev]")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()),
+        reason="needs nvcc",
+    ),
+]
+PRINT_ENV = """
+import json
+from fastfss.environment import environment
+print(json.dumps(environment().to_dict()))
+"""
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory) -> Path:
+    """`lib` with the package, `temp` with what CMake left, built for sm_80 and sm_90."""
+    folder = tmp_path_factory.mktemp("cuda")
+    command = [sys.executable, "setup.py", "build", f"--build-base={folder}"]
+    command += [f"--build-lib={folder / 'lib'}", f"--build-temp={folder / 'temp'}"]
+    run(*command, cwd=ROOT, FASTFSS_BUILD="cuda", FASTFSS_CUDA_ARCHS="80;90")
+    return folder
+
+
+def test_every_cuda_source_is_compiled_for_the_architectures_asked_for(build):
+    commands = json.loads((build / "temp" / "compile_commands.json").read_text())
+    cuda = {Path(c["file"]).name: c["command"] for c in commands if c["file"].endswith(".cu")}
+    assert set(cuda) == {path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    for command in cuda.values():
+        assert set(re.findall(r"\bsm_(\d+)", command)) == {"80", "90"}
+
+
+def test_module_needs_neither_driver_nor_cuda_libraries_to_load(build):
+    if (readelf := shutil.which("readelf")) is None:
+        pytest.skip("needs readelf (binutils)")
+    (module,) = (build / "lib" / "fastfss").glob("_native.*")
+    needed = re.findall(r"NEEDED.*\[(.+)\]", run(readelf, "-d", str(module), cwd=build))
+    assert needed
+    assert not [name for name in needed if "cuda" in name]
+
+
+def test_environment_tells_the_state_of_cuda_in_the_runtimes_words(build):
+    library = str(build / "lib")
+    found = json.loads(run(sys.executable, "-c", PRINT_ENV, cwd=build, PYTHONPATH=library))
+    cuda = next(backend for backend in found["backends"] if backend["name"] == "cuda")
+    assert "80,90" in cuda["detail"]
+    assert cuda["on"] == torch.cuda.is_available()
+    if not cuda["on"]:
+        assert re.search(r"CUDA driver|no CUDA-capable device|sees no GPU", cuda["detail"])
