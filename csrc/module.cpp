@@ -8,7 +8,10 @@
 #include "fastfss/dense_correlation.h"
 #include "fastfss/dense_match.h"
 #include "fastfss/isa.h"
+#include "fastfss/masked_average_pool.h"
 #include "fastfss/probe.h"
+#include "fastfss/prototype_match.h"
+#include "fastfss/stream_read.h"
 #include "fastfss/tensor.h"
 #include "fastfss/workspace.h"
 #ifdef FASTFSS_CUDA_ARCHS
@@ -60,6 +63,54 @@ PYBIND11_MODULE(_native, module) {
   module.def("active_isa", &active_isa);
   module.def("set_isa", &set_isa, py::arg("isa"));
   module.def("cpu_features", &cpu_features);
+  module.def(
+      "masked_average_pool",
+      [](const TensorView& features, bool channels_last, const TensorView& masks, bool shrink_mask,
+         bool align_corners, float eps, const TensorView& out, int threads) {
+        masked_average_pool(
+            {features, channels_last, {masks, shrink_mask, align_corners, eps}, out, threads});
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "masked_average_pool_backward",
+      [](const TensorView& grad, const TensorView& features, bool channels_last,
+         const TensorView& masks, bool shrink_mask, bool align_corners, float eps,
+         const TensorView& grad_features, const TensorView& grad_weights, int threads) {
+        masked_average_pool_backward({grad,
+                                      features,
+                                      channels_last,
+                                      {masks, shrink_mask, align_corners, eps},
+                                      grad_features,
+                                      grad_weights,
+                                      threads});
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "prototype_match",
+      [](const TensorView& features, const TensorView& prototypes, bool channels_last, float scale,
+         float eps, const TensorView& scores, const TensorView& norms, int threads) {
+        prototype_match({features, prototypes, channels_last, scale, eps, scores, norms, threads});
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "prototype_match_backward",
+      [](const TensorView& features, const TensorView& prototypes, bool channels_last, float scale,
+         float eps, const TensorView& scores, const TensorView& norms, const TensorView& grad,
+         const TensorView& grad_features, const TensorView& grad_prototypes, int threads) {
+        prototype_match_backward(
+            {{features, prototypes, channels_last, scale, eps, scores, norms, threads},
+             grad,
+             grad_features,
+             grad_prototypes});
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "stream_read",
+      [](const TensorView& x, int64_t count, int threads) {
+        return stream_read(x.as<const float>(), count, threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+
   module.attr("compiled_isas") = FASTFSS_COMPILED_ISAS;
 #ifdef FASTFSS_CUDA_ARCHS
   module.attr("cuda_architectures") = FASTFSS_CUDA_ARCHS;

@@ -1,11 +1,15 @@
 // From an operation's name to its code for this CPU. Compiled for the portable set, like the
 // module: nothing here may run an instruction that the CPU lacks.
 #include <stdexcept>
+#include <utility>
 
 #include "fastfss/dense_correlation.h"
 #include "fastfss/dense_match.h"
 #include "fastfss/isa.h"
+#include "fastfss/masked_average_pool.h"
 #include "fastfss/probe.h"
+#include "fastfss/prototype_match.h"
+#include "fastfss/stream_read.h"
 
 namespace fastfss {
 namespace {
@@ -22,6 +26,56 @@ Function* choose(std::initializer_list<std::pair<Isa, Function*>> ascending) {
 }
 
 }  // namespace
+
+void masked_average_pool(const MaskedAveragePool& call) {
+  choose<void(const MaskedAveragePool&)>({
+      {Isa::kPortable, portable::masked_average_pool},
+#ifdef FASTFSS_X86
+      {Isa::kAvx2, avx2::masked_average_pool},
+      {Isa::kAvx512, avx512::masked_average_pool},
+#endif
+  })(call);
+}
+
+void masked_average_pool_backward(const MaskedAveragePoolBackward& call) {
+  choose<void(const MaskedAveragePoolBackward&)>({
+      {Isa::kPortable, portable::masked_average_pool_backward},
+#ifdef FASTFSS_X86
+      {Isa::kAvx2, avx2::masked_average_pool_backward},
+      {Isa::kAvx512, avx512::masked_average_pool_backward},
+#endif
+  })(call);
+}
+
+void prototype_match(const PrototypeMatch& call) {
+  choose<void(const PrototypeMatch&)>({
+      {Isa::kPortable, portable::prototype_match},
+#ifdef FASTFSS_X86
+      {Isa::kAvx2, avx2::prototype_match},
+      {Isa::kAvx512, avx512::prototype_match},
+#endif
+  })(call);
+}
+
+void prototype_match_backward(const PrototypeMatchBackward& call) {
+  choose<void(const PrototypeMatchBackward&)>({
+      {Isa::kPortable, portable::prototype_match_backward},
+#ifdef FASTFSS_X86
+      {Isa::kAvx2, avx2::prototype_match_backward},
+      {Isa::kAvx512, avx512::prototype_match_backward},
+#endif
+  })(call);
+}
+
+float stream_read(const float* data, int64_t count, int threads) {
+  return choose<float(const float*, int64_t, int)>({
+      {Isa::kPortable, portable::stream_read},
+#ifdef FASTFSS_X86
+      {Isa::kAvx2, avx2::stream_read},
+      {Isa::kAvx512, avx512::stream_read},
+#endif
+  })(data, count, threads);
+}
 
 void dense_correlation(const DenseCorrelationArgs& args) {
   choose<void(const DenseCorrelationArgs&)>({{Isa::kPortable, &portable::dense_correlation},

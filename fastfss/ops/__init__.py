@@ -4,5 +4,13 @@ from __future__ import annotations
 
 from fastfss.ops.dense_correlation import dense_correlation
 from fastfss.ops.explain import Explanation, explain
+from fastfss.ops.masked_average_pool import masked_average_pool
+from fastfss.ops.prototype_match import prototype_match
 
-__all__ = ["Explanation", "dense_correlation", "explain"]
+__all__ = [
+    "Explanation",
+    "dense_correlation",
+    "explain",
+    "masked_average_pool",
+    "prototype_match",
+]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # The values of fastfss::DType in csrc/include/fastfss/tensor.h.
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.bool: 2}
 
 View = tuple[int, int, torch.Size, tuple[int, ...]]
 
@@ -41,7 +41,7 @@ def why_not_native(*tensors: Tensor) -> str | None:
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"the native core runs on the CPU, a tensor is on {tensor.device}"
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in (torch.float32, torch.bfloat16):
             return f"the native core takes float32 and bfloat16, not {tensor.dtype}"
     if len({tensor.dtype for tensor in tensors}) > 1:
         return f"mixed dtypes {[str(tensor.dtype) for tensor in tensors]}"

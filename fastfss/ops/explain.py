@@ -17,14 +17,17 @@ class Explanation:
         operation: the operation's name.
         backend: the backend that `backend="auto"` takes for this call.
         reasons: for every other backend, why it is not taken.
+        note: what else the call will cost, for example a copy; or None.
     """
 
     operation: str
     backend: str
     reasons: dict[str, str]
+    note: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.operation}: {self.backend}"]
+        lines += [f"  note: {self.note}"] if self.note else []
         lines += [f"  not {name}: {reason}" for name, reason in self.reasons.items()]
         return "\n".join(lines)
 
@@ -54,14 +57,15 @@ def explain(operation: str, *args: Any, **kwargs: Any) -> Explanation:
     return explainers[operation](*args, **kwargs)
 
 
-def choose(operation: str, why_not_native: str | None) -> Explanation:
-    """The Explanation that follows from the native core's answer."""
+def choose(operation: str, why_not_native: str | None, note: str | None = None) -> Explanation:
+    """The Explanation that follows from the native core's answer; `note` is of the native call."""
     gpu = "fastfss has no GPU kernel for this operation yet"
     if why_not_native is None:
         return Explanation(
             operation,
             "native",
             {"reference": "the native core is faster", "triton": gpu, "cuda": gpu},
+            note,
         )
     return Explanation(
         operation, "reference", {"native": why_not_native, "triton": gpu, "cuda": gpu}

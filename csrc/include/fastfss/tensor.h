@@ -8,7 +8,7 @@
 namespace fastfss {
 
 // The values are shared with fastfss/ops/_native_call.py.
-enum class DType : int { kFloat32 = 0, kBFloat16 = 1 };
+enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kUInt8 = 2 };  // kUInt8: masks; bool too
 
 constexpr int kMaxRank = 6;
 

@@ -1,0 +1,33 @@
+"""The published formulations, written the way the papers' code computes them.
+
+Slow and memory-hungry on purpose: the tests prove that the operations equal them, and the
+benchmarks measure against them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ssp_masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
+    """SSP: the mask (B, H, W) is shrunk to the features (B, C, h, w); one prototype (B, C)."""
+    size = features.shape[-2:]
+    small = F.interpolate(mask.unsqueeze(1), size=size, mode="bilinear", align_corners=True)
+    return torch.sum(features * small, dim=(2, 3)) / (small.sum(dim=(2, 3)) + 1e-5)
+
+
+def panet_masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
+    """PANet and MLC: the features (B, C, h, w) are enlarged to the mask (B, H, W)."""
+    size = mask.shape[-2:]
+    large = F.interpolate(features, size=size, mode="bilinear", align_corners=True)
+    weights = mask.unsqueeze(1)
+    return torch.sum(large * weights, dim=(2, 3)) / (weights.sum(dim=(2, 3)) + 1e-5)
+
+
+def cosine_scores(features: Tensor, prototypes: list[Tensor]) -> Tensor:
+    """SSP, MLC, PANet: ten times the cosine with each (B, C) or (B, C, h, w), one call each."""
+    maps = [p if p.ndim == 4 else p[..., None, None] for p in prototypes]
+    scores = [F.cosine_similarity(features, one, dim=1) * 10 for one in maps]
+    return torch.stack(scores, dim=1)
