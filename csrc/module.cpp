@@ -153,4 +153,10 @@ PYBIND11_MODULE(_native, module) {
   module.def("probe_exp", [](const TensorView& from, const TensorView& to) {
     probe_exp(from.as<float>(), to.as<float>(), from.size[0]);
   });
+  // For benchmarks: (multiply-adds done, their sum).
+  module.def("probe_multiply_adds", [](int64_t count, bool bfloat16) {
+    float sum = 0;
+    const int64_t done = probe_multiply_adds(count, bfloat16, &sum);
+    return std::make_pair(done, sum);
+  });
 }
