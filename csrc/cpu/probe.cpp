@@ -24,7 +24,8 @@ constexpr int kSums = 12;
 // step(sum) is one instruction.
 template <int kPerStep, class Step>
 int64_t repeat(int64_t count, float* result, const Step& step) {
-  VFloat sums[kSums] = {};
+  VFloat sums[kSums];
+  for (int i = 0; i < kSums; ++i) sums[i] = splat(*result + i);  // the compiler merges equal ones
   int64_t done = 0;
   for (; done < count; done += kSums * kPerStep) {
 #pragma GCC unroll 24
