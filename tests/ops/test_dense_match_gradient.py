@@ -218,7 +218,7 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
 
 def test_things_of_the_wrong_kind_are_named() -> None:
     q = maps(4, (2, 2))
-    with pytest.raises(TypeError, match="key: expected a floating-point tensor, got torch.int64"):
+    with pytest.raises(TypeError, match=r"key: expected a floating-point tensor, got torch\.int64"):
         dense_match(q, q.long())
     with pytest.raises(TypeError, match="query: expected a floating-point tensor, got list"):
         dense_match([1], q)  # type: ignore[arg-type]
@@ -230,7 +230,7 @@ def test_sums_need_bounded_logits() -> None:
     q, w = maps(4, (2, 2)), torch.ones(2, 2, 2)
     with pytest.raises(ValueError, match="scale: expected at most 40 in magnitude, got -41"):
         dense_match_sums(q, q, q, w, scale=-41.0)
-    with pytest.raises(ValueError, match="scale: expected .* got nan"):
+    with pytest.raises(ValueError, match=r"scale: expected .* got nan"):
         dense_match_sums(q, q, q, w, scale=float("nan"))
     with pytest.raises(ValueError, match="normalize: expected True"):
         dense_match_sums(q, q, q, w, normalize=False)
