@@ -213,13 +213,14 @@ def _backward_native(
         return _backward_reference(grad, features, masks, resize, align_corners, eps, wanted)
     assert _native_call.module is not None
     maps, channels_last = _layout.walkable(features)
-    native_masks = _native_masks(masks)
+    # Names, not temporaries: a view holds an address, and the memory must outlive the call.
+    native_masks, grad = _native_masks(masks), grad.contiguous()
     grad_features = _layout.empty_like(maps) if wanted[0] else features.new_empty(0)
     grid = (*masks.shape[:2], *features.shape[2:])
     grad_weights = features.new_empty(grid if wanted[1] else 0, dtype=torch.float32)
     view = _native_call.view
     _native_call.module.masked_average_pool_backward(
-        *(view(grad.contiguous()), view(maps), channels_last, view(native_masks)),
+        *(view(grad), view(maps), channels_last, view(native_masks)),
         *(resize == "mask", align_corners, eps, view(grad_features), view(grad_weights)),
         torch.get_num_threads(),
     )

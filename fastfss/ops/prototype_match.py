@@ -239,7 +239,7 @@ def _backward_native(
     view = _native_call.view
     _native_call.module.prototype_match_backward(
         *(view(maps), view(prototypes), channels_last, scale, eps),
-        *(view(scores.contiguous()), view(norms.contiguous()), view(grad.contiguous())),
+        *(view(scores), view(norms), view(grad)),
         *(view(grad_features), view(grad_prototypes), torch.get_num_threads()),
     )
     return grad_features, grad_prototypes
