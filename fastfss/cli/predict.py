@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -136,8 +136,8 @@ def predict(
         return
     import_extra("pycocotools.mask", extra="cli", purpose="fastfss predict")
     queries = find_queries(query or [])
-    if inside := [file for file in queries if file.parent == out.absolute()]:
-        raise expected("--out", "another folder than that of the queries", f"'{inside[0].parent}'")
+    if out.exists() and any(folder.samefile(out) for folder in {file.parent for file in queries}):
+        raise expected("--out", "another folder than that of the queries", f"'{out}'")
     with PredictionFolder(out, settings.record(), overwrite=overwrite) as folder:
         code = _run(folder, queries, settings, device, save_task)
     raise typer.Exit(code)
@@ -158,7 +158,8 @@ def _run(
     folder.begin(len(pending))
     failed: list[dict[str, str]] = []
     code = 0
-    with progress_bar(console) as progress:
+    progress = progress_bar(console)
+    with progress if console.is_terminal else nullcontext():
         bar = progress.add_task(
             "segmenting", total=len(queries), completed=len(queries) - len(pending)
         )
