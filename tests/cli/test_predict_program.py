@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests.cli.test_prediction_folder import check_consistent
 from tests.shared import shared
 
 PHOTOS = Path(skimage.__file__).parent / "data"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "your-own-images.md"
 # Chelsea's face, in pixels of the photograph: centre row and column, half height and half width.
 FACE = (125, 232, 110, 118)
 
@@ -212,6 +214,35 @@ def test_interrupted_run_says_how_to_go_on_and_does(many_photos, tmp_path):
     assert f"30 images: {finished} segmented" in stdout
     assert json.loads((out / "predictions.json").read_text())["pending"] == 30 - finished
     assert f"{finished} done before" in run(*many_photos, "--out", out).stdout
+
+
+def test_the_documents_python_and_command_do_what_they_say(tmp_path, monkeypatch):
+    for name in ("cow1", "cow2"):
+        image, mask = make_support(tmp_path, 90)
+        with Image.open(image) as photo:
+            photo.save(tmp_path / f"{name}.jpg")
+        mask.rename(tmp_path / f"{name}.png")
+    for photo in ("field.jpg", "photos/field.jpg", "photos/barn.jpg"):
+        save_photo("coffee.png", tmp_path / photo, 100)
+    random_weights(tmp_path / "resnet18.safetensors")
+    monkeypatch.chdir(tmp_path)
+    text = DOCUMENT.read_text()
+
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    with Image.open("field_mask.png") as mask, Image.open("field_overlay.png") as overlay:
+        assert mask.size == overlay.size == (100, 67)
+
+    shell = text.split("```console\n$ fastfss ")[1].split("```")[0]
+    assert main(shlex.split(shell.replace("\\\n", " "))) == 0
+    assert [Path(image["file"]).name for image in images_of(Path("results"))] == [
+        "barn.jpg",
+        "field.jpg",
+    ]
+    example = json.loads(text.split("```json\n")[1].split("```")[0])
+    report = json.loads(Path("results/predictions.json").read_text())
+    assert report.keys() == example.keys()
+    assert report["images"][0].keys() == example["images"][0].keys()
+    assert report["images"][0]["ways"][0].keys() == example["images"][0]["ways"][0].keys()
 
 
 @pytest.mark.slow
