@@ -151,7 +151,7 @@ def _run(
     save_task: Path | None,
 ) -> int:
     """Segment what is left to do, and return the exit code."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, emoji=False)
     pending = folder.plan(queries)
     # Whatever is wrong with model, support or tasks comes out before anything is written.
     prepared = _prepare(settings, device, save_task) if pending or save_task is not None else None
