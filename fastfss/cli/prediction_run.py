@@ -94,14 +94,13 @@ def segment_queries(
 
 
 def progress_bar(console: Console) -> Progress:
-    """Return a progress bar that shows nothing unless the console is a terminal."""
+    """Return the progress bar; it shows once it is entered as a context."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
     )
 
 
