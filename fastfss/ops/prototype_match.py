@@ -234,6 +234,8 @@ def _backward_native(
     maps, channels_last = _layout.walkable(features)
     if prototypes.ndim == 5:
         prototypes = _in_layout(prototypes, channels_last)
+    # Names, not temporaries: a view holds an address, and the memory must outlive the call.
+    scores, norms, grad = scores.contiguous(), norms.contiguous(), grad.contiguous()
     grad_features = _layout.empty_like(maps) if wanted[0] else features.new_empty(0)
     grad_prototypes = _empty_prototypes(prototypes, maps) if wanted[1] else prototypes.new_empty(0)
     view = _native_call.view
