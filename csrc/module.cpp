@@ -13,6 +13,7 @@
 #include "fastfss/prototype_match.h"
 #include "fastfss/stream_read.h"
 #include "fastfss/tensor.h"
+#include "fastfss/workspace.h"
 #ifdef FASTFSS_CUDA_ARCHS
 #include "fastfss/cuda_device.h"
 #endif
@@ -147,8 +148,15 @@ PYBIND11_MODULE(_native, module) {
         emulate_amx ? dense_correlation_emulated_amx(args) : dense_correlation(args);
       },
       py::call_guard<py::gil_scoped_release>());
+  module.def("release_workspace", &release_workspace);
   // For tests: the kernels' own exponential.
   module.def("probe_exp", [](const TensorView& from, const TensorView& to) {
     probe_exp(from.as<float>(), to.as<float>(), from.size[0]);
+  });
+  // For benchmarks: (multiply-adds done, their sum).
+  module.def("probe_multiply_adds", [](int64_t count, bool bfloat16) {
+    float sum = 0;
+    const int64_t done = probe_multiply_adds(count, bfloat16, &sum);
+    return std::make_pair(done, sum);
   });
 }

@@ -44,7 +44,7 @@ class PairBlock {
         result_(result),
         scores_(kRowPanels * kBlock),
         forward_(kRowPanels * kBlock),
-        backward_(kRowPanels * kPanel * kPanel) {}
+        backward_(kRowPanels * kBlock) {}
 
   // All pairs within [begin, end): halves, until one panel is left; that one is computed whole.
   void diagonal(typename Engine::Session& session, int64_t begin, int64_t end) {
@@ -74,20 +74,15 @@ class PairBlock {
 
   void single(typename Engine::Session& session, int64_t panel) {
     scores<false>(session, panel, 1, panel, 1);
-    add(session, panel, forward_.get(), panel, 1);
+    add(session, panel, 1, forward_.get(), panel, 1);
   }
 
   void pair(typename Engine::Session& session, int64_t i, int64_t i_panels, int64_t j,
             int64_t j_panels) {
     scores<true>(session, i, i_panels, j, j_panels);
-    const int64_t block = j_panels * kPanel * kPanel;
-    for (int64_t p = 0; p < i_panels; ++p) {
-      add(session, i + p, forward_.get() + p * block, j, j_panels);
-    }
-    for (int64_t p = 0; p < j_panels; ++p) {
-      turn(i, i_panels, j, j_panels, p);
-      add(session, j + p, backward_.get(), i, i_panels);
-    }
+    add(session, i, i_panels, forward_.get(), j, j_panels);
+    for (int64_t p = 0; p < j_panels; ++p) turn(i, i_panels, j, j_panels, p);
+    add(session, j, j_panels, backward_.get(), i, i_panels);
   }
 
   // Weights for the queries i from the keys j; kKeep leaves e^s in scores_ for turn().
@@ -111,6 +106,7 @@ class PairBlock {
   // beyond the last position hold whatever scores_ held and are never read back.
   void turn(int64_t i, int64_t i_panels, int64_t j, int64_t j_panels, int64_t p) {
     float* denominator = result_.denominator.get() + (j + p) * kPanel;
+    Element* weights = backward_.get() + p * i_panels * kPanel * kPanel;
     for (int lane = 0; lane < kPanel; lane += kWidth) {
       VFloat total = load(denominator + lane);
       for (int64_t row = 0; row < i_panels * kPanel; row += kWidth) {
@@ -122,7 +118,7 @@ class PairBlock {
         const float* weight = keys_.weight + i * kPanel + row;
         for (int r = 0; r < kWidth; r += 2) {
           VFloat first = square[r] * weight[r], second = square[r + 1] * weight[r + 1];
-          Engine::put_weights(backward_.get(), row + r, lane, first, second);
+          Engine::put_weights(weights, row + r, lane, first, second);
           total += first + second;
         }
       }
@@ -130,12 +126,14 @@ class PairBlock {
     }
   }
 
-  void add(typename Engine::Session& session, int64_t panel, const Element* weights, int64_t keys,
-           int64_t key_panels) {
+  // Adds the weighted values of `key_panels` panels of keys to `panels` panels of queries.
+  void add(typename Engine::Session& session, int64_t first, int64_t panels, const Element* weights,
+           int64_t keys, int64_t key_panels) {
     Engine::accumulate(session, keys_.value + keys * Engine::value_size(keys_.value_channels),
-                       keys_.rows(keys, key_panels), weights, keys_.value_channels,
-                       result_.sums.get() + panel * result_.size, result_.started[panel]);
-    result_.started[panel] = true;
+                       keys_.rows(keys, key_panels), weights, static_cast<int>(panels),
+                       keys_.value_channels, result_.sums.get() + first * result_.size,
+                       result_.started.get() + first);
+    std::fill_n(result_.started.get() + first, panels, true);
   }
 
   const PackedKeys<Engine>& keys_;

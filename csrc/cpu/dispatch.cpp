@@ -116,4 +116,15 @@ void probe_exp(const float* from, float* to, int64_t count) {
   })(from, to, count);
 }
 
+int64_t probe_multiply_adds(int64_t count, bool bfloat16, float* sum) {
+  return choose<int64_t(int64_t, bool, float*)>(
+      {{Isa::kPortable, &portable::probe_multiply_adds},
+#if defined(FASTFSS_X86)
+       {Isa::kAvx2, &avx2::probe_multiply_adds},
+       {Isa::kAvx512, &avx512::probe_multiply_adds},
+       {Isa::kAvx512Bf16, &avx512_bf16::probe_multiply_adds}
+#endif
+      })(count, bfloat16, sum);
+}
+
 }  // namespace fastfss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastfss.ops.dense_correlation import dense_correlation
+from fastfss.ops.dense_match import dense_match, dense_match_sums
 from fastfss.ops.explain import Explanation, explain
 from fastfss.ops.masked_average_pool import masked_average_pool
 from fastfss.ops.prototype_match import prototype_match
@@ -10,6 +11,8 @@ from fastfss.ops.prototype_match import prototype_match
 __all__ = [
     "Explanation",
     "dense_correlation",
+    "dense_match",
+    "dense_match_sums",
     "explain",
     "masked_average_pool",
     "prototype_match",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -428,3 +430,23 @@ def test_temporary_files_of_a_killed_run_are_removed(program):
     left.touch()
     program.predict()
     assert not left.exists()
+
+
+def test_ctrl_c_lets_the_query_at_hand_finish_and_the_second_one_does_not(program, monkeypatch):
+    presses = [1]
+    predict = program.model.predict
+
+    def pressed(*arguments: object) -> object:
+        for _ in range(presses[0]):
+            os.kill(os.getpid(), signal.SIGINT)
+        return predict(*arguments)
+
+    monkeypatch.setattr(program.model, "predict", pressed)
+    handler = signal.getsignal(signal.SIGINT)
+    assert program.predict().code == 130
+    assert set(program.images()) == {"a.png"}
+    assert program.report()["pending"] == 2
+    presses[0] = 2
+    assert program.predict().code == 130
+    assert set(program.images()) == {"a.png"}
+    assert signal.getsignal(signal.SIGINT) is handler

@@ -131,6 +131,8 @@ struct VectorEngine {
   static int64_t right_size(int64_t channels) { return round_up(channels, kPadding) * kPanel; }
   static int64_t left_size(int64_t channels) { return right_size(channels); }
   static int64_t value_size(int64_t channels) { return right_size(channels); }
+  // Elements of the weights of `rows` positions for one panel of columns.
+  static int64_t weights_size(int64_t rows) { return round_up(rows, kPanel) * kPanel; }
   // Rows of an accumulator panel [rows][kPanel] for `channels` values.
   static int64_t value_rows(int64_t channels) { return round_up(channels, kPadding); }
 
@@ -153,6 +155,7 @@ struct VectorEngine {
           const Element* a = left + row / kPanel * left_size(channels) +
                              (begin * kPanel + row % kPanel) * kPerUnit;
           float* out = scores + (panel * capacity + row) * kPanel;
+          if (!last) prefetch_chunk(a + kChunk * kPanel * kPerUnit, row, panel, panels);
           for (int column = 0; column < kPanel; column += kColumns) {
             tile<1, kPanel>(a, b + column * kPerUnit, count, 0, 1, count, out + column, begin > 0);
           }
@@ -162,20 +165,29 @@ struct VectorEngine {
     }
   }
 
-  // O += V W for one panel of columns: values are the value panels that hold positions [0, rows),
-  // weights the [rows][kPanel] made with put_weights, out [value_rows(channels)][kPanel].
-  // accumulate = false sets instead of adding, so that fresh memory needs no clearing.
+  // O += V W for `panels` panels of columns. values are the value panels that hold positions
+  // [0, rows); weights the [rows][kPanel] made with put_weights, those of the next panel
+  // weights_size(rows) further; out [panels][value_rows(channels)][kPanel]. Where started[panel] is
+  // false, out is set instead of added to, so that fresh memory needs no clearing.
+  // The values are the large operand: they pass once, and the weights come from the L2 again for
+  // every kRows channels, 192 bytes for 12 cycles.
   static void accumulate(Session&, const Element* values, int64_t rows, const Element* weights,
-                         int64_t channels, float* out, bool accumulate) {
+                         int panels, int64_t channels, float* out, const bool* started) {
     const int64_t segments = (rows + kPanel - 1) / kPanel;
     const int64_t rest = round_up(rows - (segments - 1) * kPanel, kPerUnit) / kPerUnit;
+    const int64_t out_size = value_rows(channels) * kPanel;
     for (int64_t d = 0; d < channels; d += kRows) {
-      float* next = out + (d + kRows) * kPanel;
-      for (int line = 0; line < kRows * kPanel; line += 16) __builtin_prefetch(next + line, 1);
-      for (int column = 0; column < kPanel; column += kColumns) {
-        tile<kPanel / kPerUnit, 1>(values + d * kPanel, weights + column * kPerUnit,
-                                   kPanel / kPerUnit, value_size(channels), segments, rest,
-                                   out + d * kPanel + column, accumulate);
+      for (int panel = 0; panel < panels; ++panel) {
+        float* sums = out + panel * out_size + d * kPanel;
+        for (int line = 0; line < kRows * kPanel; line += 16) {
+          __builtin_prefetch(sums + kRows * kPanel + line, 1);
+        }
+        for (int column = 0; column < kPanel; column += kColumns) {
+          tile<kPanel / kPerUnit, 1>(values + d * kPanel,
+                                     weights + panel * weights_size(rows) + column * kPerUnit,
+                                     kPanel / kPerUnit, value_size(channels), segments, rest,
+                                     sums + column, started[panel]);
+        }
       }
     }
   }
@@ -192,6 +204,15 @@ struct VectorEngine {
   }
 
  private:
+  // Brings a slice of the next chunk of a left panel, which often lies in the L3, to the L2; the
+  // tiles of all panels together bring the whole.
+  static void prefetch_chunk(const Element* next, int64_t row, int panel, int panels) {
+    const int64_t offset = row % kPanel;
+    const int64_t slice = kChunk * kRows * kPerUnit / panels;
+    next += (panel * (kPanel / kRows) + offset / kRows) * slice - offset * kPerUnit;
+    for (int64_t i = 0; i < slice; i += 64 / sizeof(Element)) __builtin_prefetch(next + i, 0, 2);
+  }
+
   // out[r][0..kColumns) (+)= sum over depth; strides in units. The depth is cut into segments of
   // `length` units, `last` in the last one, between which the left operand jumps `jump` elements.
   template <int kRowStride, int kDepthStride>

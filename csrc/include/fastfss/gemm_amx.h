@@ -117,6 +117,7 @@ struct TileEngine {
   static int64_t right_size(int64_t channels) { return round_up(channels, kPadding) * kPanel; }
   static int64_t left_size(int64_t channels) { return right_size(channels); }
   static int64_t value_size(int64_t channels) { return right_size(channels); }
+  static int64_t weights_size(int64_t rows) { return round_up(rows, kPanel) * kPanel; }
   static int64_t value_rows(int64_t channels) { return round_up(channels, kPadding); }
 
   template <class Epilogue>
@@ -145,16 +146,21 @@ struct TileEngine {
   }
 
   static void accumulate(Session& tiles, const Element* values, int64_t rows,
-                         const Element* weights, int64_t channels, float* out, bool accumulate) {
+                         const Element* weights, int panels, int64_t channels, float* out,
+                         const bool* started) {
     for (int64_t d = 0; d < channels; d += 32) {
-      for (int column = 0; column < kPanel; column += 32) {
-        open(tiles, out + d * kPanel + column, accumulate);
-        for (int64_t row = 0; row < rows; row += 32) {
-          const Element* a =
-              values + row / kPanel * value_size(channels) + d * kPanel + row % kPanel;
-          step(tiles, a, 2 * kPanel, 16 * kPanel, weights + row * kPanel + 2 * column);
+      for (int panel = 0; panel < panels; ++panel) {
+        const Element* b = weights + panel * weights_size(rows);
+        float* sums = out + (panel * value_rows(channels) + d) * kPanel;
+        for (int column = 0; column < kPanel; column += 32) {
+          open(tiles, sums + column, started[panel]);
+          for (int64_t row = 0; row < rows; row += 32) {
+            const Element* a =
+                values + row / kPanel * value_size(channels) + d * kPanel + row % kPanel;
+            step(tiles, a, 2 * kPanel, 16 * kPanel, b + row * kPanel + 2 * column);
+          }
+          close(tiles, sums + column);
         }
-        close(tiles, out + d * kPanel + column);
       }
     }
   }

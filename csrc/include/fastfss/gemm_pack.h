@@ -7,44 +7,48 @@
 #pragma once
 
 #include <cstdlib>
-#include <memory>
 #include <new>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include <utility>
 
 #include "fastfss/gemm.h"
 #include "fastfss/transpose.h"
+#include "fastfss/workspace.h"
 
 namespace fastfss::FASTFSS_ISA {
 
-// Uninitialised memory for `count` elements on a cache line, freed with the object.
+// Uninitialised memory for `count` elements on a cache line, freed with the object. From 1 MiB on
+// it comes from the workspace that is kept between calls.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t count) {
-    constexpr int64_t kLine = 64, kHugePage = 2 << 20;
-    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
-    if (bytes <= 0) return;
-    // From 4 MiB on, huge pages: the 14.7 MB of a 1024 x 60 x 60 tensor then take 8 page faults
-    // instead of 3600, and packed panels are read without misses in the table of pages.
-    const int64_t unit = bytes >= 2 * kHugePage ? kHugePage : kLine;
-    data_.reset(static_cast<T*>(std::aligned_alloc(unit, round_up(bytes, unit))));
-    if (data_ == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-    if (unit == kHugePage) madvise(data_.get(), round_up(bytes, unit), MADV_HUGEPAGE);
-#endif
+    const std::size_t bytes = count * sizeof(T);
+    if (bytes >= std::size_t{1} << 20) {
+      block_ = take_workspace(bytes);
+    } else if (bytes > 0) {
+      block_.memory = std::aligned_alloc(64, round_up(bytes, 64));
+      if (block_.memory == nullptr) throw std::bad_alloc();
+    }
   }
-  T* get() const { return data_.get(); }
-  T& operator[](int64_t i) const { return data_.get()[i]; }
+  Buffer(Buffer&& other) noexcept { std::swap(block_, other.block_); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(block_, other.block_);
+    return *this;
+  }
+  ~Buffer() {
+    if (block_.bytes > 0) {
+      give_workspace(block_);
+    } else {
+      std::free(block_.memory);
+    }
+  }
+
+  T* get() const { return static_cast<T*>(block_.memory); }
+  T& operator[](int64_t i) const { return get()[i]; }
 
  private:
-  struct Free {
-    void operator()(T* data) const { std::free(data); }
-  };
-  std::unique_ptr<T, Free> data_;
+  WorkspaceBlock block_;  // bytes = 0: plain memory
 };
 
 // One item of a batch as a matrix [channels][positions]; strides in elements.
