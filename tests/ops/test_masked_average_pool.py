@@ -290,7 +290,7 @@ def test_compiles_into_one_graph_with_its_gradient(backend: str) -> None:
 @pytest.mark.parametrize(
     ("features", "masks", "options", "message"),
     [
-        ((3, 4, 5), (1, 1, 4, 5), {}, r"features: expected floating point \(B, C, h, w\), got"),
+        ((3, 4, 5), (1, 1, 4, 5), {}, r"features: expected \(B, C, h, w\), got \(3, 4, 5\)"),
         ((2, 3, 4, 5), (1, 1, 4, 5), {}, r"masks: expected \(B, M, H, W\) with B = 2, got \(1, 1"),
         (
             (2, 3, 4, 5),
@@ -311,9 +311,14 @@ def test_bad_input_is_named(
         masked_average_pool(torch.zeros(features), torch.zeros(masks), **options)
 
 
-def test_integer_masks_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"masks: expected .* got torch\.int64"):
-        masked_average_pool(torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 3, 3, dtype=torch.int64))
+def test_wrong_kinds_are_named() -> None:
+    features, masks = torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 3, 3)
+    with pytest.raises(TypeError, match=r"masks: expected .* got torch\.int64"):
+        masked_average_pool(features, masks.long())
+    with pytest.raises(TypeError, match=r"features: expected .* got torch\.uint8"):
+        masked_average_pool(features.byte(), masks)
+    with pytest.raises(TypeError, match=r"masks: expected .* got ndarray"):
+        masked_average_pool(features, masks.numpy())  # type: ignore[arg-type]
 
 
 @native

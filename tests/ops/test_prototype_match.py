@@ -140,7 +140,7 @@ def test_any_strides_give_the_same(kind: str) -> None:
     check(features, by_channel, copied=False)
     last = features.contiguous(memory_format=torch.channels_last)
     check(last, prototypes, copied=kind == "per_position")
-    check(torch.cat([last, last], 1)[:, :34], prototypes, copied=False or kind == "per_position")
+    check(torch.cat([last, last], 1)[:, :34], prototypes, copied=kind == "per_position")
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3, 3), (2, 0, 3, 3), (2, 5, 3, 3)])
@@ -304,7 +304,7 @@ def test_compiles_into_one_graph_with_its_gradient(backend: str) -> None:
 @pytest.mark.parametrize(
     ("features", "prototypes", "options", "message"),
     [
-        ((3, 4, 5), (2, 3), {}, r"features: expected floating point \(B, C, h, w\), got"),
+        ((3, 4, 5), (2, 3), {}, r"features: expected \(B, C, h, w\), got \(3, 4, 5\)"),
         ((2, 3, 0, 5), (2, 3), {}, "features: expected at least one position"),
         ((2, 3, 4, 5), (2, 4), {}, r"prototypes: expected \(P, 3\), .* got \(2, 4\)"),
         ((2, 3, 4, 5), (1, 2, 3), {}, r"prototypes: expected .* got \(1, 2, 3\)"),
@@ -328,6 +328,14 @@ def test_prototypes_of_another_dtype_are_refused() -> None:
         ValueError, match=r"prototypes: expected torch\.float32 on cpu, got torch\."
     ):
         prototype_match(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2).double())
+
+
+def test_wrong_kinds_are_named() -> None:
+    features, prototypes = torch.zeros(1, 2, 3, 3), torch.zeros(1, 2)
+    with pytest.raises(TypeError, match=r"features: expected .* got torch\.int64"):
+        prototype_match(features.long(), prototypes)
+    with pytest.raises(TypeError, match=r"prototypes: expected .* got list"):
+        prototype_match(features, prototypes.tolist())
 
 
 @native
