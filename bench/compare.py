@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+
+from fastfss.ops import _native_call
 
 Caches = Literal["cold", "warm"]
 
@@ -98,3 +101,13 @@ def compare(
     finally:
         torch.set_num_threads(before)
     return Comparison(rounds)
+
+
+def plain_read(tensor: Tensor, *, threads: int = 1) -> Callable[[], Any]:
+    """One read of a dense tensor's memory, by the instruction set in use: the floor of one pass."""
+    core = _native_call.module
+    if core is None:
+        return lambda: tensor.sum()
+    view = _native_call.view(tensor)  # the caller's function keeps the tensor alive
+    count = tensor.numel() * tensor.element_size() // 4
+    return lambda: (core.stream_read(view, count, threads), tensor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -136,8 +136,8 @@ def predict(
         return
     import_extra("pycocotools.mask", extra="cli", purpose="fastfss predict")
     queries = find_queries(query or [])
-    if inside := [file for file in queries if file.parent == out.absolute()]:
-        raise expected("--out", "another folder than that of the queries", f"'{inside[0].parent}'")
+    if out.exists() and any(folder.samefile(out) for folder in {file.parent for file in queries}):
+        raise expected("--out", "another folder than that of the queries", f"'{out}'")
     with PredictionFolder(out, settings.record(), overwrite=overwrite) as folder:
         code = _run(folder, queries, settings, device, save_task)
     raise typer.Exit(code)
@@ -151,14 +151,15 @@ def _run(
     save_task: Path | None,
 ) -> int:
     """Segment what is left to do, and return the exit code."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, emoji=False)
     pending = folder.plan(queries)
     # Whatever is wrong with model, support or tasks comes out before anything is written.
     prepared = _prepare(settings, device, save_task) if pending or save_task is not None else None
     folder.begin(len(pending))
     failed: list[dict[str, str]] = []
     code = 0
-    with progress_bar(console) as progress:
+    progress = progress_bar(console)
+    with progress if console.is_terminal else nullcontext():
         bar = progress.add_task(
             "segmenting", total=len(queries), completed=len(queries) - len(pending)
         )

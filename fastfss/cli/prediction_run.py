@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,7 +59,7 @@ def segment_queries(
 
     A query that cannot be read or segmented is passed to ``on_done`` with its error, and the rest
     goes on. When this stops early, by an error or by Ctrl-C, what is being written is finished and
-    recorded first.
+    recorded first; a second Ctrl-C does not wait for that.
 
     Args:
         model: the model.
@@ -64,6 +67,9 @@ def segment_queries(
         pending: what to segment.
         folder: where outputs and records go.
         on_done: called once a query, in order of completion.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C.
     """
     writing: deque[tuple[PendingQuery, os.stat_result, Future[dict[str, Any]]]] = deque()
 
@@ -73,9 +79,15 @@ def segment_queries(
             folder.add(query, before, written.result())
             on_done(query, None)
 
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(_WRITERS) as writers:
+    with (
+        _interruptions() as interrupted,
+        ThreadPoolExecutor(1) as reader,
+        ThreadPoolExecutor(_WRITERS) as writers,
+    ):
         try:
             for query, reading in _read_ahead(reader, pending):
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 try:
                     before, image = reading.result()
                     started = time.perf_counter()
@@ -93,15 +105,34 @@ def segment_queries(
             record_written(leave=0)
 
 
+@contextmanager
+def _interruptions() -> Iterator[threading.Event]:
+    """Note Ctrl-C instead of raising it wherever the program is just then; raise the second."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(*_: object) -> None:
+        if noted.is_set():
+            raise KeyboardInterrupt
+        noted.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def progress_bar(console: Console) -> Progress:
-    """Return a progress bar that shows nothing unless the console is a terminal."""
+    """Return the progress bar; it shows once it is entered as a context."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
     )
 
 

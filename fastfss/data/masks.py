@@ -162,7 +162,7 @@ def _only_label(present: list[int], label: str) -> int:
             if len(objects) > _MANY_LABELS
             else ""
         )
-        wanted = f"one label beside background, or value= to pick one (say value={objects[0]})"
+        wanted = f"one label beside background, or a choice of value (such as {objects[0]})"
         raise expected(label, wanted, f"{len(objects)} labels: {_listed(objects)}{soft}")
     return objects[0]
 

@@ -86,9 +86,8 @@ def _check(queries: Sequence[Tensor], supports: Sequence[Tensor], eps: float) ->
     for argument, maps in (("queries", queries), ("supports", supports)):
         for layer, one in enumerate(maps):
             if not isinstance(one, Tensor) or not one.is_floating_point():
-                came = one.dtype if isinstance(one, Tensor) else type(one).__name__
-                wanted = "a floating-point tensor"
-                raise expected_kind(f"{argument}[{layer}]", wanted, str(came))
+                came = str(one.dtype) if isinstance(one, Tensor) else type(one).__name__
+                raise expected_kind(f"{argument}[{layer}]", "a floating-point tensor", came)
             first = maps[0]
             if one.ndim != 4 or one.shape[0] != first.shape[0] or one.shape[2:] != first.shape[2:]:
                 wanted = f"(B, C, h, w) of the batch and grid of {argument}[0]"
@@ -156,8 +155,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], list[Tensor], None,
         q_norm, s_norm = (x.norm(dim=1, keepdim=True) for x in (q, s))
         for_q = s / (s_norm + ctx.eps) @ flat[:, layer].transpose(1, 2)
         for_s = q / (q_norm + ctx.eps) @ flat[:, layer]
-        grads[0].append(_unnormalize(q, q_norm, for_q, ctx.eps).unflatten(2, query.shape[2:]))
-        grads[1].append(_unnormalize(s, s_norm, for_s, ctx.eps).unflatten(2, support.shape[2:]))
+        grads[0].append(_unnormalize(q, q_norm, for_q, ctx.eps).view(query.shape))
+        grads[1].append(_unnormalize(s, s_norm, for_s, ctx.eps).view(support.shape))
     return grads[0], grads[1], None, None
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastfss.errors import expected
+from fastfss.errors import expected, expected_kind
 from fastfss.ops import _layout, _native_call
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
@@ -93,7 +93,8 @@ def masked_average_pool(
         (B, M, C), in the features' dtype.
 
     Raises:
-        ValueError: if a shape, dtype or option does not fit.
+        TypeError: if an argument is no tensor or one of a kind of number that does not fit.
+        ValueError: if a shape or option does not fit.
         NotImplementedError: if `backend="native"` cannot serve the call.
 
     Example:
@@ -107,14 +108,19 @@ def masked_average_pool(
 
 
 def _check(features: Tensor, masks: Tensor, resize: str, eps: float) -> None:
-    if features.ndim != 4 or not features.is_floating_point():
-        came = f"{tuple(features.shape)} {features.dtype}"
-        raise expected("features", "floating point (B, C, h, w)", came)
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        came = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise expected_kind("features", "a floating-point tensor", str(came))
+    if not isinstance(masks, Tensor) or not (
+        masks.is_floating_point() or masks.dtype in (torch.bool, torch.uint8)
+    ):
+        came = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
+        raise expected_kind("masks", "a floating-point, bool or uint8 tensor", str(came))
+    if features.ndim != 4:
+        raise expected("features", "(B, C, h, w)", str(tuple(features.shape)))
     batch, _, height, width = features.shape
     if masks.ndim != 4 or masks.shape[0] != batch:
         raise expected("masks", f"(B, M, H, W) with B = {batch}", str(tuple(masks.shape)))
-    if not masks.is_floating_point() and masks.dtype not in (torch.bool, torch.uint8):
-        raise expected("masks", "floating point, bool or uint8", str(masks.dtype))
     if masks.device != features.device:
         raise expected("masks", f"on {features.device} like the features", str(masks.device))
     if height * width == 0 or masks.shape[2] * masks.shape[3] == 0:
@@ -213,13 +219,14 @@ def _backward_native(
         return _backward_reference(grad, features, masks, resize, align_corners, eps, wanted)
     assert _native_call.module is not None
     maps, channels_last = _layout.walkable(features)
-    native_masks = _native_masks(masks)
+    # Names, not temporaries: a view holds an address, and the memory must outlive the call.
+    native_masks, grad = _native_masks(masks), grad.contiguous()
     grad_features = _layout.empty_like(maps) if wanted[0] else features.new_empty(0)
     grid = (*masks.shape[:2], *features.shape[2:])
     grad_weights = features.new_empty(grid if wanted[1] else 0, dtype=torch.float32)
     view = _native_call.view
     _native_call.module.masked_average_pool_backward(
-        *(view(grad.contiguous()), view(maps), channels_last, view(native_masks)),
+        *(view(grad), view(maps), channels_last, view(native_masks)),
         *(resize == "mask", align_corners, eps, view(grad_features), view(grad_weights)),
         torch.get_num_threads(),
     )

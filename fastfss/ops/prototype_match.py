@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from fastfss.errors import expected
+from fastfss.errors import expected, expected_kind
 from fastfss.ops import _layout, _native_call
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
@@ -57,7 +57,8 @@ def prototype_match(
         (B, P, h, w), in the features' dtype.
 
     Raises:
-        ValueError: if a shape, dtype or option does not fit.
+        TypeError: if an argument is no floating-point tensor.
+        ValueError: if a shape or option does not fit, or the dtypes differ.
         NotImplementedError: if `backend="native"` cannot serve the call.
 
     Example:
@@ -75,9 +76,12 @@ def prototype_match(
 
 def _checked(features: Tensor, prototypes: Tensor, eps: float, reduce: str | None) -> Tensor:
     """The prototypes as (B, P, C) or (B, P, C, h, w); ValueError if anything does not fit."""
-    if features.ndim != 4 or not features.is_floating_point():
-        came = f"{tuple(features.shape)} {features.dtype}"
-        raise expected("features", "floating point (B, C, h, w)", came)
+    for name, one in (("features", features), ("prototypes", prototypes)):
+        if not isinstance(one, Tensor) or not one.is_floating_point():
+            came = one.dtype if isinstance(one, Tensor) else type(one).__name__
+            raise expected_kind(name, "a floating-point tensor", str(came))
+    if features.ndim != 4:
+        raise expected("features", "(B, C, h, w)", str(tuple(features.shape)))
     if features.shape[2] * features.shape[3] == 0:
         raise expected("features", "at least one position", str(tuple(features.shape)))
     if reduce not in (None, "max", "mean"):
@@ -85,8 +89,8 @@ def _checked(features: Tensor, prototypes: Tensor, eps: float, reduce: str | Non
     if not eps > 0:
         raise expected("eps", "a number > 0", str(eps))
     if prototypes.dtype != features.dtype or prototypes.device != features.device:
-        came = f"{prototypes.dtype} on {prototypes.device}"
-        raise expected("prototypes", f"{features.dtype} on {features.device}", came)
+        wanted = f"{features.dtype} on {features.device} like the features"
+        raise expected("prototypes", wanted, f"{prototypes.dtype} on {prototypes.device}")
     batch, channels = features.shape[:2]
     shape = tuple(prototypes.shape)
     if reduce is not None:
@@ -234,12 +238,14 @@ def _backward_native(
     maps, channels_last = _layout.walkable(features)
     if prototypes.ndim == 5:
         prototypes = _in_layout(prototypes, channels_last)
+    # Names, not temporaries: a view holds an address, and the memory must outlive the call.
+    scores, norms, grad = scores.contiguous(), norms.contiguous(), grad.contiguous()
     grad_features = _layout.empty_like(maps) if wanted[0] else features.new_empty(0)
     grad_prototypes = _empty_prototypes(prototypes, maps) if wanted[1] else prototypes.new_empty(0)
     view = _native_call.view
     _native_call.module.prototype_match_backward(
         *(view(maps), view(prototypes), channels_last, scale, eps),
-        *(view(scores.contiguous()), view(norms.contiguous()), view(grad.contiguous())),
+        *(view(scores), view(norms), view(grad)),
         *(view(grad_features), view(grad_prototypes), torch.get_num_threads()),
     )
     return grad_features, grad_prototypes

@@ -160,7 +160,7 @@ def test_bad_value_is_an_error(value, error):
 def test_several_labels_without_value_are_an_error_listing_them():
     with pytest.raises(
         ValueError,
-        match=r"one label beside background, or value= .*value=4\), got 3 labels: 4, 7, 9$",
+        match=r"one label beside background, .* \(such as 4\), got 3 labels: 4, 7, 9$",
     ):
         read_mask(labelled(object=4, corner=9, row=7))
 

@@ -61,7 +61,7 @@ def test_merging_puts_the_shots_together_and_select_takes_them_apart() -> None:
         (task(method="mlc"), "others: expected a task of method 'ssp', got one of 'mlc'"),
         (
             task(settings={**SETTINGS, "weights": "xyz"}),
-            "weights 'abc', got one with 'xyz'yz'",
+            "weights 'abc', got one with 'xyz'",
         ),
         (task(tensors={k: torch.zeros(2, 1, 8) for k in ("foreground", "background")}), "batch"),
     ],

