@@ -7,6 +7,7 @@
 
 #include "fastfss/dense_correlation.h"
 #include "fastfss/dense_match.h"
+#include "fastfss/dense_match_backward.h"
 #include "fastfss/isa.h"
 #include "fastfss/masked_average_pool.h"
 #include "fastfss/probe.h"
@@ -138,6 +139,19 @@ PYBIND11_MODULE(_native, module) {
                                   static_cast<MatchReduce>(reduce),
                                   threads};
         emulate_amx ? dense_match_emulated_amx(args) : dense_match(args);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "dense_match_backward",
+      [](const TensorView& query, const TensorView& key, const TensorView& value,
+         const std::optional<TensorView>& weights, const TensorView& grad,
+         const TensorView& grad_denominator, const std::optional<TensorView>& grad_query,
+         const std::optional<TensorView>& grad_key, const std::optional<TensorView>& grad_value,
+         float scale, float eps, int threads) {
+        const TensorView none{};
+        dense_match_backward({query, key, value, weights.value_or(none), grad, grad_denominator,
+                              grad_query.value_or(none), grad_key.value_or(none),
+                              grad_value.value_or(none), scale, eps, threads});
       },
       py::call_guard<py::gil_scoped_release>());
   module.def(

@@ -5,6 +5,7 @@
 
 #include "fastfss/dense_correlation.h"
 #include "fastfss/dense_match.h"
+#include "fastfss/dense_match_backward.h"
 #include "fastfss/isa.h"
 #include "fastfss/masked_average_pool.h"
 #include "fastfss/probe.h"
@@ -99,6 +100,15 @@ void dense_match(const DenseMatchArgs& args) {
                                        {Isa::kAvx512, &avx512::dense_match},
                                        {Isa::kAvx512Bf16, &avx512_bf16::dense_match},
                                        {Isa::kAmx, &amx::dense_match}
+#endif
+  })(args);
+}
+
+void dense_match_backward(const DenseMatchBackwardArgs& args) {
+  choose<void(const DenseMatchBackwardArgs&)>({{Isa::kPortable, &portable::dense_match_backward},
+#if defined(FASTFSS_X86)
+                                               {Isa::kAvx2, &avx2::dense_match_backward},
+                                               {Isa::kAvx512, &avx512::dense_match_backward}
 #endif
   })(args);
 }

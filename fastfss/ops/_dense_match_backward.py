@@ -1,4 +1,4 @@
-"""The gradients of dense_match, over blocks of query positions: no matrix of all of them.
+"""The gradients of dense_match, over blocks of positions: no matrix of all of them.
 
 With w the mask, g the gradient of the result, h that of the denominator, hats for unit vectors:
 
@@ -7,7 +7,8 @@ With w the mask, g the gradient of the result, h that of the denominator, hats f
     dv_j = sum_i p_ij g_i,   ds_ij = p_ij t_ij,
     dq^_i = scale sum_j ds_ij k^_j,   dk^_j = scale sum_i ds_ij q^_i
 
-Operators of their own, so that torch.compile meets one call instead of a loop.
+Operators of their own, so that torch.compile meets one call instead of a loop. Bounded logits have
+native code, csrc/cpu/dense_match_backward.cpp; the rest is blocked matrix products in PyTorch.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastfss.ops._maps import as_maps, new_maps
+from fastfss.ops import _native_call
+from fastfss.ops._dense_match_arguments import BOUNDED_SCALE
+from fastfss.ops._maps import as_maps, flat_inputs, new_maps
 from fastfss.ops._registry import register
 
 # Elements of one block of logits: 4 MiB in float32. Larger blocks leave the cache between the
 # steps, smaller ones make thin matrix products.
 BLOCK = 1 << 20
+
+Inputs = tuple[Tensor, Tensor, Tensor | None]  # query, key, value
 
 
 @dataclass
@@ -170,7 +175,7 @@ def _match(
             slices = totals[0][b], totals[1][b], totals[2][b]
             v, g = _rows(value, b), _rows(grad, b)
             _item(slices, q, k, v, m, g, None, scale, normalize, eps, wanted)
-    return _as_gradients(totals, query, key, value)
+    return _as_gradients(totals, (query, key, value), wanted)
 
 
 def _sums(
@@ -190,26 +195,108 @@ def _sums(
         q, k, v, g = _rows(query, b), _rows(key, b), _rows(value, b), _rows(grad, b)
         h = grad_denominator[b].flatten().to(q)
         _item(slices, q, k, v, weights[b].to(q), g, h, scale, True, eps, wanted)
-    return _as_gradients(totals, query, key, value)
+    return _as_gradients(totals, (query, key, value), wanted)
 
 
 def _as_gradients(
-    totals: tuple[Tensor, Tensor, Tensor], query: Tensor, key: Tensor, value: Tensor | None
+    totals: tuple[Tensor, Tensor, Tensor], inputs: Inputs, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    of_value = totals[2] if value is None else as_maps(totals[2].to(value.dtype), value)
-    of_query = as_maps(totals[0].to(query.dtype), query)
-    return of_query, as_maps(totals[1].to(key.dtype), key), of_value
+    query, key, value = (
+        total.new_empty(0) if maps is None or not w else as_maps(total.to(maps.dtype), maps)
+        for total, maps, w in zip(totals, inputs, wanted, strict=True)
+    )
+    return query, key, value
 
 
-def _fake_gradients(
-    query: Tensor, key: Tensor, value: Tensor | None
+def _fake_gradients(inputs: Inputs, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    nothing = inputs[0].new_empty
+    query, key, value = (
+        nothing(0) if maps is None or not w else new_maps(maps, maps.shape[1])
+        for maps, w in zip(inputs, wanted, strict=True)
+    )
+    return query, key, value
+
+
+# ---- The native core: bounded logits
+
+
+def _native_sums(
+    grad: Tensor,
+    grad_denominator: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weights: Tensor | None,
+    scale: float,
+    eps: float,
+    wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    of_value = key.new_empty(0) if value is None else new_maps(value, value.shape[1])
-    return new_maps(query, query.shape[1]), new_maps(key, key.shape[1]), of_value
+    grads = _fake_gradients((query, key, value), wanted)
+    if query.shape[0] == 0:
+        return grads
+    assert _native_call.module is not None
+    view = _native_call.view
+    # Named, because a view holds no reference to what it looks at.
+    flat = flat_inputs(query, key, value)
+    g, h = grad.float().flatten(2), grad_denominator.float().flatten(1)
+    flat_grads = [x.flatten(2) if w else None for x, w in zip(grads, wanted, strict=True)]
+    _native_call.module.dense_match_backward(
+        *(view(x) for x in flat),
+        None if weights is None else view(weights),
+        view(g),
+        view(h),
+        *(None if x is None else view(x) for x in flat_grads),
+        scale,
+        eps,
+        torch.get_num_threads(),
+    )
+    return grads
 
 
-def _in_pytorch(*_: object) -> str:
-    return "this gradient is blocked matrix products in PyTorch"
+def _native_match(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    normalize: bool,
+    reduce: str,
+    eps: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax is a quotient of two sums: n / z has g / z for n and -(g . n) / z^2 for z."""
+    weights = key.new_ones(len(key), key.shape[2:].numel(), dtype=torch.float32)
+    weights = weights if mask is None else mask
+    sums = torch.ops.fastfss.dense_match_sums.default(query, key, value, weights, scale, eps)
+    numerator, denominator = sums
+    inverse = torch.where(denominator == 0, 0, 1 / denominator)
+    g = grad * inverse.unsqueeze(1)
+    h = (g * numerator).sum(dim=1).mul_(inverse).neg_()
+    return _native_sums(g, h, query, key, value, mask, scale, eps, wanted)
+
+
+def _why_not_native(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    normalize: bool,
+    *_: object,
+) -> str | None:
+    if value is None:
+        return "the gradient of the maximum is computed in PyTorch"
+    if not normalize or abs(scale) > BOUNDED_SCALE:
+        return f"normalize = {normalize} with scale = {scale:g} does not bound the logits"
+    return _native_call.why_not_native(query, key, value)
+
+
+def _why_not_native_sums(
+    grad: Tensor, grad_denominator: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object
+) -> str | None:
+    return _native_call.why_not_native(query, key, value)
 
 
 match_backward = register(
@@ -217,16 +304,18 @@ match_backward = register(
     "(Tensor grad, Tensor query, Tensor key, Tensor? value, Tensor? mask, float scale, "
     "bool normalize, str reduce, float eps, bool[] wanted) -> (Tensor, Tensor, Tensor)",
     reference=_match,
-    native=_match,
-    why_not_native=_in_pytorch,
-    fake=lambda grad, query, key, value, *_: _fake_gradients(query, key, value),
+    native=_native_match,
+    why_not_native=_why_not_native,
+    fake=lambda grad, query, key, value, *rest: _fake_gradients((query, key, value), rest[-1]),
 )
 sums_backward = register(
     "dense_match_sums_backward",
     "(Tensor grad, Tensor grad_denominator, Tensor query, Tensor key, Tensor value, "
     "Tensor weights, float scale, float eps, bool[] wanted) -> (Tensor, Tensor, Tensor)",
     reference=_sums,
-    native=_sums,
-    why_not_native=_in_pytorch,
-    fake=lambda grad, grad_denominator, query, key, value, *_: _fake_gradients(query, key, value),
+    native=_native_sums,
+    why_not_native=_why_not_native_sums,
+    fake=lambda grad, grad_denominator, query, key, value, *rest: _fake_gradients(
+        (query, key, value), rest[-1]
+    ),
 )

@@ -1,4 +1,4 @@
-"""Results in the memory format of an input."""
+"""Maps of any spatial dimensions: flat for the native core, results in the format of an input."""
 
 from __future__ import annotations
 
@@ -27,3 +27,18 @@ def new_maps(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> T
     if channels_last(like):
         return like.new_empty((batch, *positions, channels), dtype=dtype).movedim(-1, 1)
     return like.new_empty((batch, channels, *positions), dtype=dtype)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
+def flat_inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each as (B, C, N), a view where possible.
+
+    The native core sees one tensor in several places by its address; flatten may copy, so it is
+    done once for each tensor.
+    """
+    q = query.flatten(2)
+    k = q if _same(key, query) else key.flatten(2)
+    return q, k, k if _same(value, key) else value.flatten(2)

@@ -22,7 +22,7 @@ from torch import Tensor
 from fastfss.ops import _native_call
 from fastfss.ops._dense_match_arguments import MatchReduce, arguments, copy_note, sums_arguments
 from fastfss.ops._dense_match_backward import match_backward, sums_backward
-from fastfss.ops._maps import as_maps, new_maps
+from fastfss.ops._maps import as_maps, flat_inputs, new_maps
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
 
@@ -216,10 +216,6 @@ def _native_sums(
     return numerator, denominator
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
-
-
 def _call(
     query: Tensor,
     key: Tensor,
@@ -238,17 +234,12 @@ def _call(
         return
     assert _native_call.module is not None
     view = _native_call.view
-    # The native core sees one tensor in several places by its address; flatten may copy, so it is
-    # done once for each tensor.
-    flat_query = query.flatten(2)
-    flat_key = flat_query if _same(key, query) else key.flatten(2)
-    flat_value = value
-    if value is not None:
-        flat_value = flat_key if _same(value, key) else value.flatten(2)
+    # Named, because a view holds no reference to what it looks at. The maximum has no value.
+    q, k, v = flat_inputs(query, key, key if value is None else value)
     _native_call.module.dense_match(
-        view(flat_query),
-        view(flat_key),
-        None if flat_value is None else view(flat_value),
+        view(q),
+        view(k),
+        None if value is None else view(v),
         None if mask is None else view(mask),
         view(out),
         None if denominator is None else view(denominator),

@@ -75,6 +75,50 @@ def test_gradient_of_sums_equals_the_references(dtype: torch.dtype) -> None:
         assert_close(mine, right)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("query", "key", "share"), [((1, 1), (1, 2), 1.0), ((15, 27), (23, 21), 0.6), ((7,), (700,), 0)]
+)
+def test_native_gradient_equals_the_references_on_every_instruction_set(
+    isa: str, query: Any, key: Any, share: float, dtype: torch.dtype, threads: int
+) -> None:
+    tensors = [maps(21, query, dtype), maps(21, key, dtype, seed=1), maps(9, key, dtype, seed=2)]
+    m = weights(key, share=share)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        ours = leaves(*tensors)
+        result = dense_match(*ours, m, scale=3.0), *dense_match_sums(*ours, m, scale=3.0)
+        mine = gradients(result, *ours)
+        # One at a time: nothing depends on what else is wanted.
+        alone = []
+        for n, leaf in enumerate(ours):
+            mixed = [leaf if i == n else tensors[i] for i in range(3)]
+            alone += gradients(dense_match_sums(*mixed, m), leaf)
+        together = gradients(dense_match_sums(*ours, m), *ours)
+    finally:
+        torch.set_num_threads(before)
+    wide = leaves(*(t.double() for t in tensors))
+    exact = (
+        dense_match(*wide, m, scale=3.0, backend="reference"),
+        *dense_match_sums(*wide, m, scale=3.0, backend="reference"),
+    )
+    for one, right in zip(mine, gradients(exact, *wide), strict=True):
+        assert_close(one, right, dtype=dtype)
+    for one, both in zip(alone, together, strict=True):
+        assert torch.equal(one, both)
+
+
+@native
+@pytest.mark.usefixtures("poisoned_memory")
+def test_every_element_of_the_gradients_is_written() -> None:
+    for key, m in (((5, 30), weights((5, 30), share=0.3)), ((60,), torch.zeros(2, 60))):
+        tensors = leaves(maps(5, (9, 7)), maps(5, key, seed=1), maps(3, key, seed=2))
+        for result in (dense_match(*tensors, m), dense_match_sums(*tensors, m)):
+            assert all(g.isfinite().all() for g in gradients(result, *tensors))
+
+
 def test_one_tensor_in_all_places_gets_the_sum_of_its_gradients() -> None:
     m = weights((9, 8))
     (x,), (wide,) = leaves(maps(7, (9, 8))), leaves(maps(7, (9, 8)).double())
