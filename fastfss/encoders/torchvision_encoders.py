@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from fastfss.encoders.base import (
@@ -163,7 +162,7 @@ def download(name: str) -> dict[str, Tensor]:
     Raises:
         OSError: the download failed.
     """
-    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    weights = _models().get_model_weights(name)["IMAGENET1K_V1"]
     tensors: Mapping[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     return dict(tensors)
 
@@ -215,13 +214,20 @@ def squeezenet_from_caffe(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _skeleton(name: str) -> Any:
     """torchvision's network without memory: VGG's classifier alone would take 2 s to draw."""
     with torch.device("meta"):
-        return torchvision.models.get_model(name, weights=None)
+        return _models().get_model(name, weights=None)
 
 
 def _materialise_(encoder: StagedEncoder) -> None:
     encoder.to_empty(device=torch.get_default_device())
     initialise_(encoder)
     encoder.train(encoder.training)  # puts the batch norms into evaluation mode
+
+
+def _models() -> Any:
+    """torchvision.models, imported when it is needed: it doubles the time of importing torch."""
+    import torchvision
+
+    return torchvision.models
 
 
 def _check(name: str, known: tuple[str, ...]) -> None:

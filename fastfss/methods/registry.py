@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastfss.encoders import Encoder, create_encoder
-from fastfss.errors import expected
+from fastfss.errors import expected, expected_kind
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.mlc import MLC
 from fastfss.methods.ssp import SSP
@@ -50,6 +51,10 @@ def create_model(
     """
     if method not in METHODS:
         raise expected("method", f"one of {', '.join(list_models())}", repr(method))
+    known = set(inspect.signature(METHODS[method]).parameters) - {"encoder", "layers", "size"}
+    if unknown := sorted(options.keys() - known):
+        wanted = f"of method {method!r}: {', '.join(sorted(known)) or 'none'}"
+        raise expected_kind("options", wanted, ", ".join(unknown))
     if isinstance(encoder, str):
         encoder = create_encoder(encoder, weights=weights)
         origin = "random" if weights is None else str(weights)

@@ -13,23 +13,18 @@ TPAMI 2020, eq. 1). The native core never holds the matrix s; see csrc/cpu/dense
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastfss.errors import expected, expected_kind
 from fastfss.ops import _native_call
+from fastfss.ops._dense_match_arguments import MatchReduce, arguments, copy_note, sums_arguments
 from fastfss.ops._dense_match_backward import match_backward, sums_backward
 from fastfss.ops._maps import as_maps, new_maps
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
-
-MatchReduce = Literal["softmax", "max"]
-
-# Up to this scale the logits of unit vectors need no maximum subtracted in float32.
-BOUNDED_SCALE = 40.0
 
 
 def dense_match_reference(
@@ -136,7 +131,7 @@ def dense_match(
         >>> dense_match(query, query, mask=torch.tensor([[True, False]]), reduce="max")
         tensor([[1., 0.]])
     """
-    args = _arguments(query, key, value, mask, scale, normalize, reduce, eps, backend)
+    args = arguments(query, key, value, mask, scale, normalize, reduce, eps, backend)
     result: Tensor = _match(backend, *args)
     return result
 
@@ -183,87 +178,9 @@ def dense_match_sums(
         >>> dense_match_sums(maps, maps, maps, torch.tensor([[1.0, 0.0, 2.0]]), scale=0.0)[1]
         tensor([[3., 3., 3.]])
     """
-    args = _sums_arguments(query, key, value, weights, scale, normalize, eps, backend)
+    args = sums_arguments(query, key, value, weights, scale, normalize, eps, backend)
     result: tuple[Tensor, Tensor] = _sums(backend, *args)
     return result
-
-
-def _arguments(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-    normalize: bool,
-    reduce: str,
-    eps: float,
-    backend: str = "auto",
-    mask_name: str = "mask",
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, bool, str, float]:
-    """The operator's arguments, checked: value filled in, mask flat and floating point."""
-    for name, maps in (("query", query), ("key", key), ("value", value)):
-        if maps is None:
-            continue
-        if not isinstance(maps, Tensor) or not maps.is_floating_point():
-            came = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
-            raise expected_kind(name, "a floating-point tensor", str(came))
-        if maps.ndim < 3 or 0 in maps.shape[1:] or maps.shape[0] != query.shape[0]:
-            wanted = (
-                "(B, channels, *positions) of the query's batch, at least one channel and position"
-            )
-            raise expected(name, wanted, str(tuple(maps.shape)))
-        if maps.device != query.device:
-            raise expected(name, f"on {query.device} like the query", str(maps.device))
-    if key.shape[1] != query.shape[1]:
-        raise expected("key", f"{query.shape[1]} channels like the query", str(tuple(key.shape)))
-    if reduce not in get_args(MatchReduce):
-        raise expected("reduce", '"softmax" or "max"', repr(reduce))
-    if reduce == "max" and value is not None:
-        raise expected("value", 'None with reduce="max"', str(tuple(value.shape)))
-    if value is not None and value.shape[2:] != key.shape[2:]:
-        wanted = f"(B, D, *{tuple(key.shape[2:])}) like the key"
-        raise expected("value", wanted, str(tuple(value.shape)))
-    if value is None and reduce == "softmax":
-        value = key
-    if mask is not None:
-        mask = _flat_mask(mask_name, mask, key, backend)
-    if not eps > 0:
-        raise expected("eps", "a number > 0", str(eps))
-    return query, key, value, mask, float(scale), normalize, reduce, float(eps)
-
-
-def _sums_arguments(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weights: Tensor,
-    scale: float,
-    normalize: bool,
-    eps: float,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, float]:
-    if not normalize:
-        raise expected("normalize", "True: the logits must be bounded", "False")
-    if not abs(scale) <= BOUNDED_SCALE:
-        raise expected("scale", f"at most {BOUNDED_SCALE:g} in magnitude", str(scale))
-    args = _arguments(query, key, value, weights, scale, True, "softmax", eps, backend, "weights")
-    return *args[:5], float(eps)
-
-
-def _flat_mask(name: str, mask: Tensor, key: Tensor, backend: str) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.is_complex():
-        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise expected_kind(name, "a real or bool tensor", str(came))
-    shape = (key.shape[0], *key.shape[2:])
-    if mask.shape != shape:
-        raise expected(name, f"{shape}, one weight a key position", str(tuple(mask.shape)))
-    if mask.device != key.device:
-        raise expected(name, f"on {key.device} like the key", str(mask.device))
-    if mask.requires_grad and torch.is_grad_enabled() and backend != "reference":
-        raise NotImplementedError(
-            f'{name}: requires a gradient, which only backend="reference" computes; detach it'
-        )
-    return mask.flatten(1).to(torch.promote_types(key.dtype, torch.float32))
 
 
 # ---- The native core
@@ -414,19 +331,6 @@ _sums = register(
 )
 
 
-def _copy_note(**tensors: Tensor | None) -> str | None:
-    """What `explain` says of tensors whose positions do not lie at one distance from each other."""
-    notes = []
-    for name, maps in tensors.items():
-        if maps is None:
-            continue
-        try:
-            maps.view(*maps.shape[:2], -1)
-        except RuntimeError:
-            notes.append(f"{name} is copied: its positions, at strides {maps.stride()[2:]}, ")
-    return "; ".join(note + "do not lie at one distance" for note in notes) or None
-
-
 def _explain(
     query: Tensor,
     key: Tensor,
@@ -438,8 +342,8 @@ def _explain(
     reduce: MatchReduce = "softmax",
     eps: float = 1e-8,
 ) -> Explanation:
-    _arguments(query, key, value, mask, scale, normalize, reduce, eps)
-    note = _copy_note(query=query, key=key, value=value)
+    arguments(query, key, value, mask, scale, normalize, reduce, eps)
+    note = copy_note(query=query, key=key, value=value)
     return choose("dense_match", _why_not_native(query, key, value), note)
 
 
@@ -453,8 +357,8 @@ def _explain_sums(
     normalize: bool = True,
     eps: float = 1e-8,
 ) -> Explanation:
-    _sums_arguments(query, key, value, weights, scale, normalize, eps)
-    note = _copy_note(query=query, key=key, value=value)
+    sums_arguments(query, key, value, weights, scale, normalize, eps)
+    note = copy_note(query=query, key=key, value=value)
     return choose("dense_match_sums", _why_not_native(query, key, value), note)
 
 

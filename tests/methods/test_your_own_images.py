@@ -138,8 +138,8 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         fastfss.create_model("sps")
     with pytest.raises(ValueError, match="layer9"):
         make().encoder.info("layer9")
-    with pytest.raises(TypeError, match="unknown_option"):
-        fastfss.create_model("mlc", encoder="resnet18", unknown_option=1)
+    with pytest.raises(TypeError, match="options: expected of method 'mlc': none, got refine"):
+        fastfss.create_model("mlc", encoder="resnet18", refine=True)
 
 
 def test_a_saved_model_comes_back_with_the_same_weights(tmp_path: Path) -> None:

@@ -1,21 +1,78 @@
 """Run by a freshly installed fastfss: `python smoke.py native|reference`, prints what it did.
 
-The argument is the backend that must serve the operations.
+The argument is the backend that must serve the operations on this machine.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import fastfss
+from fastfss import ops
 from fastfss.environment import environment
 
 
+def operations() -> dict[str, Callable[[str], Tensor | tuple[Tensor, ...]]]:
+    """Every public operation on small inputs, as a function of the backend."""
+    torch.manual_seed(0)
+    features, others = torch.randn(2, 1, 8, 6, 7).unbind()
+    prototypes = torch.randn(2, 8)
+    value = torch.rand(1, 1, 6, 7)
+    masks = torch.rand(1, 2, 24, 28)
+    return {
+        "masked_average_pool": lambda b: ops.masked_average_pool(features, masks, backend=b),
+        "prototype_match": lambda b: ops.prototype_match(features, prototypes, backend=b),
+        "dense_match": lambda b: ops.dense_match(features, others, value, backend=b),
+        "dense_match_sums": lambda b: ops.dense_match_sums(
+            features, others, value, value[:, 0], backend=b
+        ),
+        "dense_correlation": lambda b: ops.dense_correlation([features], [others], backend=b),
+    }
+
+
+def check_operations(wanted: str) -> None:
+    """Each operation by each backend: equal, or refused with a reason."""
+    public = set(ops.__all__) - {"Explanation", "explain"}
+    calls = operations()
+    assert set(calls) == public, set(calls) ^ public
+    for name, call in calls.items():
+        reference = call("reference")
+        torch.testing.assert_close(call("auto"), reference, rtol=1e-4, atol=1e-5)
+        if wanted == "native":
+            torch.testing.assert_close(call("native"), reference, rtol=1e-4, atol=1e-5)
+            continue
+        try:
+            call("native")
+        except NotImplementedError as error:
+            assert "FASTFSS_BUILD=python" in str(error), error
+        else:
+            raise AssertionError(f"{name}: ran natively without native code")
+    print(f"operations: {', '.join(calls)}")
+
+
+def check_predict() -> None:
+    """Five lines of Python: a square in one image, the same square in another."""
+    support, query = torch.zeros(2, 3, 96, 96)
+    support[0, 16:64, 16:64] = 1
+    query[0, 40:88, 24:72] = 1
+    mask = support[0] > 0
+
+    torch.manual_seed(0)
+    model = fastfss.create_model("ssp", encoder="resnet18", layers=("layer2", "layer3"))
+    task = model.fit([(support, mask)], name="square")
+    result = model.predict(query, task)
+    assert result.labels.shape == (96, 96)
+    assert result.names == ("square",)
+    print(f"predict: {int(result.mask().sum())} pixels")
+
+
 def main(wanted: str) -> None:
-    """Import, look at the environment, run an operation by every backend that is on."""
+    """Import, look at the environment, run every operation and a prediction."""
     location = Path(fastfss.__file__)
     assert location.is_relative_to(sys.prefix), f"{location} is not of this environment"
     assert (location.parent / "py.typed").exists()
@@ -24,8 +81,9 @@ def main(wanted: str) -> None:
     assert found.installed == "wheel", found.installed
     backends = {backend.name: backend for backend in found.backends}
     assert backends["native"].on == (wanted == "native"), backends["native"]
-    assert torch.get_num_threads() > 0
     print(f"fastfss {found.fastfss}, native: {backends['native'].detail}")
+    check_operations(wanted)
+    check_predict()
 
 
 if __name__ == "__main__":
