@@ -14,39 +14,14 @@
 #include "fastfss/dense_match.h"
 
 #include <array>
-#include <cmath>
 
+#include "dense_match_items.h"
 #include "dense_match_pairs.h"
 #include "dense_match_rows.h"
 #include "fastfss/parallel.h"
 
 namespace fastfss::FASTFSS_ISA {
 namespace {
-
-bool same(const TensorView& a, const TensorView& b) {
-  return a.data == b.data && a.size == b.size && a.stride == b.stride;
-}
-
-Matrix item(const TensorView& tensor, int64_t b) {
-  const int64_t bytes = tensor.dtype == DType::kFloat32 ? 4 : 2;
-  return {static_cast<char*>(tensor.data) + b * tensor.stride[0] * bytes,
-          tensor.dtype,
-          tensor.size[1],
-          tensor.size[2],
-          tensor.stride[1],
-          tensor.stride[2]};
-}
-
-// One query position's scalar: [B, N] as a matrix of one channel.
-Matrix row_item(const TensorView& tensor, int64_t b) {
-  const int64_t bytes = tensor.dtype == DType::kFloat32 ? 4 : 2;
-  return {static_cast<char*>(tensor.data) + b * tensor.stride[0] * bytes,
-          tensor.dtype,
-          1,
-          tensor.size[1],
-          1,
-          tensor.stride[1]};
-}
 
 // The matching of one item.
 template <class Engine>
@@ -61,11 +36,15 @@ class ItemMatch {
         threads_(threads),
         query_(item(args.query, b)),
         key_(item(args.key, b)),
+        selection_(args.mask, b, args.key.size[2]),
         has_value_(args.reduce != MatchReduce::kMax),
         value_is_key_(has_value_ && same(args.value, args.key)) {
     const bool bounded = args.normalize && std::fabs(args.scale) <= kBoundedScale;
     mode_ = !has_value_ ? MatchMode::kMaximum : bounded ? MatchMode::kBounded : MatchMode::kOnline;
-    select();
+    keys_.channels = key_.channels;
+    keys_.value_channels = has_value_ ? args_.value.size[1] : 0;
+    keys_.count = selection_.count();
+    keys_.panels = (keys_.count + kPanel - 1) / kPanel;
     // With few keys the pairs save little: M / 4N of the work, at the price of scattered output.
     paired_ = mode_ == MatchMode::kBounded && same(args.query, args.key) && keys_.panels >= 2 &&
               4 * keys_.count >= query_.positions;
@@ -80,38 +59,15 @@ class ItemMatch {
     parallel_for(keys_.panels, threads_, [&](int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel) {
         write(result.sums.get() + panel * result.size, result.denominator.get() + panel * kPanel,
-              {order_.get(), panel * kPanel, static_cast<int>(keys_.rows(panel, 1))});
+              selected_positions(panel));
       }
     });
-    rows({order_.get(), keys_.count, 0}, query_.positions - keys_.count,
+    rows({selection_.order(), keys_.count, 0}, query_.positions - keys_.count,
          right_.get() + keys_.panels * Engine::right_size(query_.channels),
          row_scale_.get() + keys_.panels * kPanel);
   }
 
  private:
-  // order_: the selected positions and then, for the pairs, the others, ascending both.
-  void select() {
-    const int64_t positions = key_.positions;
-    keys_.channels = key_.channels;
-    keys_.value_channels = has_value_ ? args_.value.size[1] : 0;
-    order_ = Buffer<int32_t>(positions);
-    if (args_.mask.data == nullptr) {
-      for (int64_t i = 0; i < positions; ++i) order_[i] = static_cast<int32_t>(i);
-      keys_.count = positions;
-    } else {
-      const float* mask = args_.mask.as<float>() + batch_ * args_.mask.stride[0];
-      const int64_t stride = args_.mask.stride[1];
-      for (int64_t i = 0; i < positions; ++i) {
-        if (mask[i * stride] != 0) order_[keys_.count++] = static_cast<int32_t>(i);
-      }
-      int64_t next = keys_.count;
-      for (int64_t i = 0; i < positions; ++i) {
-        if (mask[i * stride] == 0) order_[next++] = static_cast<int32_t>(i);
-      }
-    }
-    keys_.panels = (keys_.count + kPanel - 1) / kPanel;
-  }
-
   void pack() {
     const int64_t others = paired_ ? query_.positions - keys_.count : 0;
     const int64_t all = keys_.panels + (others + kPanel - 1) / kPanel;
@@ -129,18 +85,11 @@ class ItemMatch {
     parallel_for(all, threads_, [&](int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel) {
         const bool selected = panel < keys_.panels;
-        Positions positions{order_.get(), panel * kPanel, 0};
-        if (selected) {
-          positions.count = static_cast<int>(keys_.rows(panel, 1));
-        } else {
-          const int64_t done = (panel - keys_.panels) * kPanel;
-          positions.first = keys_.count + done;
-          positions.count = static_cast<int>(std::min<int64_t>(kPanel, others - done));
-        }
-        if (consecutive(positions)) {
-          positions.first = order_[positions.first];
-          positions.index = nullptr;
-        }
+        const int64_t done = (panel - keys_.panels) * kPanel;
+        const Positions positions =
+            selected ? selected_positions(panel)
+                     : selection_.positions(keys_.count + done,
+                                            std::min<int64_t>(kPanel, others - done));
         Forms<Element> forms;
         if (right_.get()) forms.right = right_.get() + panel * key_size;
         if (left_.get() && selected) forms.left = left_.get() + panel * key_size;
@@ -149,7 +98,7 @@ class ItemMatch {
         }
         float* scale = row_scale_.get() + panel * kPanel;
         pack_panel<Engine>(key_, positions, forms, args_.normalize ? scale : nullptr);
-        invert_norms(scale);
+        invert(scale);
         if (!selected) continue;
         weigh(panel, positions.count, scale);
         if (own_value && !value_is_key_) {
@@ -165,15 +114,16 @@ class ItemMatch {
     keys_.weight = weight_.get();
   }
 
-  static bool consecutive(const Positions& positions) {
-    return positions.count > 0 &&
-           positions[positions.count - 1] - positions[0] == positions.count - 1;
+  Positions selected_positions(int64_t panel) const {
+    return selection_.positions(panel * kPanel, keys_.rows(panel, 1));
   }
 
-  // Squares of a panel's norms -> 1 / max(norm, eps).
-  void invert_norms(float* scale) const {
-    for (int p = 0; p < kPanel; ++p) {
-      scale[p] = args_.normalize ? 1.0f / std::max(std::sqrt(scale[p]), args_.eps) : 1.0f;
+  // Of one panel; without normalisation the factors are 1.
+  void invert(float* squares) const {
+    if (args_.normalize) {
+      invert_norms(squares, kPanel, args_.eps);
+    } else {
+      std::fill_n(squares, kPanel, 1.0f);
     }
   }
 
@@ -181,40 +131,37 @@ class ItemMatch {
     for (int p = 0; p < kPanel; ++p) {
       const int64_t at = panel * kPanel + p;
       column_scale_[at] = p < count ? args_.scale * inverse_norm[p] : 0.0f;
-      weight_[at] = p >= count ? 0.0f : args_.mask.data == nullptr ? 1.0f : mask(order_[at]);
+      weight_[at] = p < count ? selection_.weight(selection_.order()[at]) : 0.0f;
     }
-  }
-
-  float mask(int64_t position) const {
-    return args_.mask.as<float>()[batch_ * args_.mask.stride[0] + position * args_.mask.stride[1]];
   }
 
   // The queries `from` (first and index; `count` of them), packed already at right or packed here.
   void rows(const Positions& from, int64_t count, const Element* right, const float* row_scale) {
-    const int64_t panels = (count + kPanel - 1) / kPanel;
     const int64_t size = Engine::right_size(query_.channels);
-    parallel_for(panels, threads_, [&](int64_t begin, int64_t end) {
+    parallel_for((count + kPanel - 1) / kPanel, threads_, [&](int64_t begin, int64_t end) {
       typename Engine::Session session;
       RowBlock<Engine> block(keys_, mode_);
       Buffer<Element> packed(right == nullptr ? kRowPanels * size : 0);
       alignas(64) float scale[kRowPanels * kPanel];
       for (int64_t first = begin; first < end; first += kRowPanels) {
-        const int here = static_cast<int>(std::min<int64_t>(kRowPanels, end - first));
+        const int panels = static_cast<int>(std::min<int64_t>(kRowPanels, end - first));
         Positions positions[kRowPanels];
-        for (int p = 0; p < here; ++p) {
+        for (int p = 0; p < panels; ++p) {
           const int64_t done = (first + p) * kPanel;
-          positions[p] = {from.index, from.first + done,
-                          static_cast<int>(std::min<int64_t>(kPanel, count - done))};
+          const int64_t here = std::min<int64_t>(kPanel, count - done);
+          positions[p] = from.index == nullptr
+                             ? Positions{nullptr, from.first + done, static_cast<int>(here)}
+                             : selection_.positions(from.first + done, here);
           if (right != nullptr) continue;
           Forms<Element> forms;
           forms.right = packed.get() + p * size;
           pack_panel<Engine>(query_, positions[p], forms,
                              args_.normalize ? scale + p * kPanel : nullptr);
-          invert_norms(scale + p * kPanel);
+          invert(scale + p * kPanel);
         }
         block.run(session, right == nullptr ? packed.get() : right + first * size,
-                  right == nullptr ? scale : row_scale + first * kPanel, here);
-        for (int p = 0; p < here; ++p) {
+                  right == nullptr ? scale : row_scale + first * kPanel, panels);
+        for (int p = 0; p < panels; ++p) {
           if (mode_ == MatchMode::kMaximum) {
             write_positions<kPanel>(block.maximum(p), ones(), positions[p],
                                     row_item(args_.out, batch_));
@@ -236,10 +183,7 @@ class ItemMatch {
   }
 
   // One panel's sums, divided unless the sums themselves are asked for.
-  void write(const float* sums, const float* denominator, Positions positions) const {
-    if (positions.index != nullptr && consecutive(positions)) {
-      positions = {nullptr, positions[0], positions.count};
-    }
+  void write(const float* sums, const float* denominator, const Positions& positions) const {
     if (args_.reduce == MatchReduce::kSums) {
       write_positions<kPanel>(sums, ones(), positions, item(args_.out, batch_));
       write_positions<kPanel>(denominator, ones(), positions, row_item(args_.denominator, batch_));
@@ -278,11 +222,11 @@ class ItemMatch {
   const int64_t batch_;
   const int threads_;
   const Matrix query_, key_;
+  const Selection selection_;
   const bool has_value_, value_is_key_;
   MatchMode mode_;
   bool paired_;
   PackedKeys<Engine> keys_;
-  Buffer<int32_t> order_;
   Buffer<Element> right_, left_, value_;
   Buffer<float> row_scale_, column_scale_, weight_;
 };
@@ -290,9 +234,11 @@ class ItemMatch {
 template <class Engine>
 void match(const DenseMatchArgs& args) {
   const int64_t batch = args.query.size[0];
-  // Whole items to threads where there are enough, for fewer meetings; else threads within an item,
-  // which holds one item's packed operands at a time.
-  const int outer = batch >= args.threads ? args.threads : 1;
+  // Threads within an item hold one item's packed operands at a time and share the work evenly;
+  // small items, below about a millisecond, go to the threads as a whole.
+  const double products = static_cast<double>(args.query.size[2]) * args.key.size[2] *
+                          (args.query.size[1] + (args.value.data ? args.value.size[1] : 0));
+  const int outer = batch >= args.threads && products < 1e8 ? args.threads : 1;
   const int inner = outer > 1 ? 1 : args.threads;
   parallel_for(batch, outer, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) ItemMatch<Engine>(args, b, inner).run();

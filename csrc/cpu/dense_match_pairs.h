@@ -11,6 +11,31 @@
 
 namespace fastfss::FASTFSS_ISA {
 
+// Weights for the queries of one panel of columns from the transpose of scores: values of `panels`
+// panels [kPanel of these columns][kPanel rows], `stride` elements apart, become
+// weights[row][column] = factor[row] * value. Adds each column's sum to totals. Lanes beyond the
+// last position hold whatever the scores held and are never read back.
+template <class Engine>
+inline void turn(const float* values, int64_t stride, int64_t panels, const float* factor,
+                 typename Engine::Element* weights, float* totals) {
+  constexpr int kPanel = Engine::kPanel;
+  for (int lane = 0; lane < kPanel; lane += kWidth) {
+    VFloat total = load(totals + lane);
+    for (int64_t row = 0; row < panels * kPanel; row += kWidth) {
+      const float* from = values + row / kPanel * stride + lane * kPanel + row % kPanel;
+      VFloat square[kWidth];
+      for (int r = 0; r < kWidth; ++r) square[r] = load(from + r * kPanel);
+      transpose(square);
+      for (int r = 0; r < kWidth; r += 2) {
+        VFloat first = square[r] * factor[row + r], second = square[r + 1] * factor[row + r + 1];
+        Engine::put_weights(weights, row + r, lane, first, second);
+        total += first + second;
+      }
+    }
+    store(totals + lane, total);
+  }
+}
+
 // Accumulators of all selected positions, shared by the threads: one touches a panel at a time.
 template <class Engine>
 struct PairSums {
@@ -80,8 +105,13 @@ class PairBlock {
   void pair(typename Engine::Session& session, int64_t i, int64_t i_panels, int64_t j,
             int64_t j_panels) {
     scores<true>(session, i, i_panels, j, j_panels);
+    const int64_t block = j_panels * kPanel * kPanel;
     add(session, i, i_panels, forward_.get(), j, j_panels);
-    for (int64_t p = 0; p < j_panels; ++p) turn(i, i_panels, j, j_panels, p);
+    for (int64_t p = 0; p < j_panels; ++p) {
+      turn<Engine>(scores_.get() + p * kPanel * kPanel, block, i_panels, keys_.weight + i * kPanel,
+                   backward_.get() + p * i_panels * kPanel * kPanel,
+                   result_.denominator.get() + (j + p) * kPanel);
+    }
     add(session, j, j_panels, backward_.get(), i, i_panels);
   }
 
@@ -100,30 +130,6 @@ class PairBlock {
     Engine::product(session, keys_.left + j * Engine::left_size(keys_.channels),
                     keys_.rows(j, j_panels), right_ + i * Engine::right_size(keys_.channels),
                     static_cast<int>(i_panels), keys_.channels, scores_.get(), epilogue);
-  }
-
-  // Weights for the queries of panel j + p from the keys i: the transpose of e^s, times w_i. Lanes
-  // beyond the last position hold whatever scores_ held and are never read back.
-  void turn(int64_t i, int64_t i_panels, int64_t j, int64_t j_panels, int64_t p) {
-    float* denominator = result_.denominator.get() + (j + p) * kPanel;
-    Element* weights = backward_.get() + p * i_panels * kPanel * kPanel;
-    for (int lane = 0; lane < kPanel; lane += kWidth) {
-      VFloat total = load(denominator + lane);
-      for (int64_t row = 0; row < i_panels * kPanel; row += kWidth) {
-        const float* from =
-            scores_.get() + row % kPanel + ((row / kPanel * j_panels + p) * kPanel + lane) * kPanel;
-        VFloat square[kWidth];
-        for (int r = 0; r < kWidth; ++r) square[r] = load(from + r * kPanel);
-        transpose(square);
-        const float* weight = keys_.weight + i * kPanel + row;
-        for (int r = 0; r < kWidth; r += 2) {
-          VFloat first = square[r] * weight[r], second = square[r + 1] * weight[r + 1];
-          Engine::put_weights(weights, row + r, lane, first, second);
-          total += first + second;
-        }
-      }
-      store(denominator + lane, total);
-    }
   }
 
   // Adds the weighted values of `key_panels` panels of keys to `panels` panels of queries.
