@@ -31,3 +31,18 @@ def cosine_scores(features: Tensor, prototypes: list[Tensor]) -> Tensor:
     maps = [p if p.ndim == 4 else p[..., None, None] for p in prototypes]
     scores = [F.cosine_similarity(features, one, dim=1) * 10 for one in maps]
     return torch.stack(scores, dim=1)
+
+
+def hsnet_correlation(queries: list[Tensor], supports: list[Tensor]) -> Tensor:
+    """HSNet: normalise, multiply, clamp, stack, each in its own buffer; (B, L, hq, wq, hs, ws)."""
+    correlations = []
+    for query, support in zip(queries, supports, strict=True):
+        batch, channels, hs, ws = support.shape
+        support = support.view(batch, channels, -1)
+        support = support / (support.norm(dim=1, p=2, keepdim=True) + 1e-5)
+        _, _, hq, wq = query.shape
+        query = query.view(batch, channels, -1)
+        query = query / (query.norm(dim=1, p=2, keepdim=True) + 1e-5)
+        correlation = torch.bmm(query.transpose(1, 2), support).view(batch, hq, wq, hs, ws)
+        correlations.append(correlation.clamp(min=0))
+    return torch.stack(correlations).transpose(0, 1).contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.compare import compare
 from fastfss.ops import dense_correlation
-from tests.ops.published_correlation import published_correlation
+from tests.published import hsnet_correlation
 
 # channels, layers, grid of levels 4, 3 and 2
 LEVELS = [(2048, 3, 13), (1024, 6, 25), (512, 4, 50)]
@@ -32,7 +32,7 @@ def test_hsnet_correlations(benchmark: Any, dtype: torch.dtype) -> None:
 
     def published() -> list[Tensor]:
         pairs = zip(queries, supports, strict=True)
-        return [published_correlation(q, s) for q, s in pairs]
+        return [hsnet_correlation(q, s) for q, s in pairs]
 
     def ours() -> list[Tensor]:
         return [dense_correlation(q, s) for q, s in zip(*typed, strict=True)]

@@ -22,16 +22,6 @@ namespace {
 constexpr int kQueryPanels = 4;
 constexpr int kSupportPanels = 4;
 
-Matrix item(const TensorView& tensor, int64_t b) {
-  const int64_t bytes = tensor.dtype == DType::kFloat32 ? 4 : 2;
-  return {static_cast<char*>(tensor.data) + b * tensor.stride[0] * bytes,
-          tensor.dtype,
-          tensor.size[1],
-          tensor.size[2],
-          tensor.stride[1],
-          tensor.stride[2]};
-}
-
 // All positions of an item, packed for one side of the product.
 template <class Engine>
 struct Packed {

@@ -12,17 +12,6 @@ inline bool same(const TensorView& a, const TensorView& b) {
   return a.data == b.data && a.size == b.size && a.stride == b.stride;
 }
 
-// Item b of [B, channels, positions].
-inline Matrix item(const TensorView& tensor, int64_t b) {
-  const int64_t bytes = tensor.dtype == DType::kFloat32 ? 4 : 2;
-  return {static_cast<char*>(tensor.data) + b * tensor.stride[0] * bytes,
-          tensor.dtype,
-          tensor.size[1],
-          tensor.size[2],
-          tensor.stride[1],
-          tensor.stride[2]};
-}
-
 // Item b of [B, positions], as a matrix of one channel.
 inline Matrix row_item(const TensorView& tensor, int64_t b) {
   const int64_t bytes = tensor.dtype == DType::kFloat32 ? 4 : 2;

@@ -7,9 +7,9 @@
 //
 // Floor: one read of the features, 14.7 MB an image at 1024 x 60 x 60 float32, and of the
 // prototypes where every position has its own. Measured on one Zen 5 core, cold caches: 16
-// images 1.27 times a plain read with two prototypes, 1.38 with ten; one image 1.7 to 1.9 (0.1 ms
-// of 0.7 is the operator's own cold code), channels-last 2.0 and 2.5; one prototype a position 1.4,
-// channels-last 1.1.
+// images 1.3 to 1.5 times a plain read with two or ten prototypes; one image 1.7 to 1.9 (0.1 ms of
+// 0.8 is the operator's own cold code), channels-last 2.0 with two and 2.5 to 3.0 with ten; one
+// prototype a position 1.4, channels-last 1.1 to 1.3.
 #include "fastfss/prototype_match.h"
 
 #include <algorithm>

@@ -20,8 +20,8 @@ SCALE = 10.0  # of every cosine score (Fan et al., ECCV 2022; Yang et al., ICCV 
 
 
 def region_masks(masks: Tensor) -> Tensor:
-    """(B, H, W) of {0, 1, 255} -> float32 (B, 2, H, W): foreground, background, 255 in neither."""
-    return torch.stack([masks == 1, masks == 0], dim=1).float()
+    """(B, H, W) of {0, 1, 255} -> bool (B, 2, H, W): foreground, background, 255 in neither."""
+    return torch.stack([masks == 1, masks == 0], dim=1)
 
 
 def cosine_scores(features: Tensor, foreground: Tensor, background: Tensor) -> Tensor:

@@ -120,7 +120,8 @@ def self_support(
     sums = dense_match_sums(features, features, features, selected[:, 1], scale=TEMPERATURE)
     numerator, denominator = sums
     first_fg = config.support_weight * foreground + own * fg_mean
-    first_bg = _blend(numerator, local / denominator, (1 - local) * bg_mean).to(features.dtype)
+    constant = (1 - local) * bg_mean
+    first_bg = _blend(numerator, local / denominator, constant).to(features.dtype)
     scores = cosine_scores(features, first_fg, first_bg)
     first = SelfSupportPass(selected, fg_mean, bg_mean, first_fg, scores)
     if not refine:
@@ -133,21 +134,39 @@ def self_support(
     change = dense_match_sums(
         features, features, features, again[:, 1] - selected[:, 1], scale=TEMPERATURE
     )
-    numerator, denominator = numerator + change[0], denominator + change[1]
+    numerator, denominator = _add(numerator, change[0]), denominator + change[1]
+    del change
     second_fg = (
         from_support * foreground
         + from_first * first_fg
         + from_second * (config.support_weight * foreground + own * fg_mean)
     )
     constant = from_support * background + from_second * (1 - local) * bg_mean
-    second_bg = _blend(numerator, from_second * local / denominator, constant)
-    second_bg = (second_bg + from_first * first_bg).to(features.dtype)
+    second_bg = _blend(numerator, from_second * local / denominator, constant, reuse=True)
+    second_bg = _add(second_bg, first_bg, from_first).to(features.dtype)
     second_scores = cosine_scores(features, second_fg, second_bg)
     second = SelfSupportPass(again, fg_mean, bg_mean, second_fg, second_scores)
     final = config.score_blend * second_scores + (1 - config.score_blend) * scores
     return SelfSupport(initial, first, second, final)
 
 
-def _blend(maps: Tensor, weights: Tensor, constant: Tensor) -> Tensor:
-    """maps (B, C, h, w) times weights (B, h, w), plus constant (B, C) at every position."""
-    return torch.addcmul(constant[:, :, None, None].to(maps), maps, weights.unsqueeze(1))
+# Maps of (B, C, h, w) are what this head's memory is made of. Without gradients nobody else looks
+# at them, so that sums go where an addend was.
+
+
+def _add(maps: Tensor, others: Tensor, factor: float = 1.0) -> Tensor:
+    """maps + factor * others, in the place of `maps` where no gradient needs them."""
+    if torch.is_grad_enabled():
+        return torch.add(maps, others, alpha=factor)
+    return maps.add_(others, alpha=factor)
+
+
+def _blend(maps: Tensor, weights: Tensor, constant: Tensor, *, reuse: bool = False) -> Tensor:
+    """maps (B, C, h, w) times weights (B, h, w), plus constant (B, C) at every position.
+
+    `reuse` puts the result in the place of `maps` where no gradient needs them.
+    """
+    everywhere = constant[:, :, None, None].to(maps)
+    if reuse and not torch.is_grad_enabled():
+        return maps.mul_(weights.unsqueeze(1)).add_(everywhere)
+    return torch.addcmul(everywhere, maps, weights.unsqueeze(1))

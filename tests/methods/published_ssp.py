@@ -14,22 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.encoders import Encoder
+from tests.published import cosine_scores, ssp_masked_average_pool
 
 SELECTED = tuple[Tensor, Tensor]
-
-
-def published_pool(features: Tensor, mask: Tensor) -> Tensor:
-    """(B, C, h, w) under (B, H, W) -> (B, C)."""
-    small = F.interpolate(
-        mask.unsqueeze(1), features.shape[-2:], mode="bilinear", align_corners=True
-    )
-    return (features * small).sum(dim=(2, 3)) / (small.sum(dim=(2, 3)) + 1e-5)
-
-
-def published_scores(features: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
-    """Ten times the cosines with prototypes (B, C, 1, 1) or (B, C, h, w); background first."""
-    pair = [F.cosine_similarity(features, p, dim=1) for p in (background, foreground)]
-    return 10 * torch.stack(pair, dim=1)
 
 
 def published_selection(probabilities: Tensor, threshold: float) -> Tensor:
@@ -89,17 +76,17 @@ def published_head(
     `selected` forces the positions of each of the two passes.
     """
     fp, bp = foreground[:, :, None, None], background[:, :, None, None]
-    initial = published_scores(features, fp, bp)
+    initial = cosine_scores(features, [bp, fp])
     ssfp, ssbp, asbp = published_self_support(features, initial, selected[0])
     fp1, bp1 = 0.5 * fp + 0.5 * ssfp, 0.3 * ssbp + 0.7 * asbp
-    first = published_scores(features, fp1, bp1)
+    first = cosine_scores(features, [bp1, fp1])
     if not refine:
         return first
     ssfp, ssbp, asbp = published_self_support(features, first, selected[1])
     fp2, bp2 = 0.5 * fp + 0.5 * ssfp, 0.3 * ssbp + 0.7 * asbp
     fp2 = 0.5 * fp + 0.2 * fp1 + 0.3 * fp2
     bp2 = 0.5 * bp + 0.2 * bp1 + 0.3 * bp2
-    return 0.7 * published_scores(features, fp2, bp2) + 0.3 * first
+    return 0.7 * cosine_scores(features, [bp2, fp2]) + 0.3 * first
 
 
 def published_forward(
@@ -116,9 +103,7 @@ def published_forward(
     shots = [encoder(image, (layer,))[layer] for image in supports]
     features = encoder(query, (layer,))[layer]
     pairs = zip(shots, masks, strict=True)
-    pooled = [
-        (published_pool(f, (m == 1).float()), published_pool(f, (m == 0).float())) for f, m in pairs
-    ]
+    pooled = [[ssp_masked_average_pool(f, (m == v).float()) for v in (1, 0)] for f, m in pairs]
     foreground, background = (torch.stack(side).mean(dim=0) for side in zip(*pooled, strict=True))
     scores = published_head(features, foreground, background, refine=refine, selected=selected)
     return F.interpolate(scores, query.shape[-2:], mode="bilinear", align_corners=True)

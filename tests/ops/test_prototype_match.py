@@ -325,7 +325,7 @@ def test_bad_input_is_named(
 
 def test_prototypes_of_another_dtype_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"prototypes: expected torch\.float32 on cpu, got torch\."
+        ValueError, match=r"prototypes: expected torch\.float32 on cpu like the features, got torch"
     ):
         prototype_match(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2).double())
 

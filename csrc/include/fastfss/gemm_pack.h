@@ -59,6 +59,17 @@ struct Matrix {
   int64_t channel_stride, position_stride;
 };
 
+// Item b of [B, channels, positions].
+inline Matrix item(const TensorView& tensor, int64_t b) {
+  const int64_t bytes = tensor.dtype == DType::kFloat32 ? 4 : 2;
+  return {static_cast<char*>(tensor.data) + b * tensor.stride[0] * bytes,
+          tensor.dtype,
+          tensor.size[1],
+          tensor.size[2],
+          tensor.stride[1],
+          tensor.stride[2]};
+}
+
 // Which positions: first, first + 1, ... or index[first], index[first + 1], ...
 struct Positions {
   const int32_t* index = nullptr;
