@@ -53,7 +53,7 @@ def create_model(
         raise expected("method", f"one of {', '.join(list_models())}", repr(method))
     known = set(inspect.signature(METHODS[method]).parameters) - {"encoder", "layers", "size"}
     if unknown := sorted(options.keys() - known):
-        wanted = f"of method {method!r}: {', '.join(sorted(known)) or 'none'}"
+        wanted = f"those of method {method!r} ({', '.join(sorted(known)) or 'none'})"
         raise expected_kind("options", wanted, ", ".join(unknown))
     if isinstance(encoder, str):
         encoder = create_encoder(encoder, weights=weights)
