@@ -61,7 +61,7 @@ def create_encoder(
         TypeError: options that the encoder does not take.
         ImportError: a "timm:" name without timm.
         CheckpointError: a file that cannot be read or does not fit.
-        RuntimeError: the download failed.
+        ConnectionError: the download failed.
 
     Example:
         >>> encoder = create_encoder("resnet18", last="layer3").eval()
@@ -105,7 +105,7 @@ def _download(encoder: Encoder) -> dict[str, Tensor]:
         raise
     # Each of the libraries below raises errors of its own HTTP client.
     except Exception as error:
-        raise RuntimeError(
+        raise ConnectionError(
             f"the ImageNet weights of {encoder.name} could not be downloaded "
             f"({type(error).__name__}: {error}); a local file works: weights=<path>"
         ) from error

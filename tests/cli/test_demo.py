@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ import fastfss
 from tests.shared import shared
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fastfss", "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
 
 
 def test_the_demo_writes_inputs_results_and_the_command(tmp_path: Path) -> None:
@@ -37,3 +38,13 @@ def test_real_weights_find_the_coins(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     iou = float(result.stdout.partition("not annotated: ")[2].split()[0])
     assert iou > 0.75
+
+
+def test_without_a_network_one_line_names_the_way_with_a_local_file(tmp_path: Path) -> None:
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    result = run("--out", str(tmp_path / "demo"), TORCH_HOME=str(tmp_path), **nowhere)
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "could not be downloaded" in line
+    assert "weights=<path>" in line
+    assert "Traceback" not in result.stderr

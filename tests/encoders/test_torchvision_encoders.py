@@ -143,7 +143,7 @@ def test_failed_download_says_what_to_do(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision_encoders, "download", fail)
-    with pytest.raises(RuntimeError, match=r"of resnet18 could not .*no route .*weights=<path>"):
+    with pytest.raises(ConnectionError, match=r"of resnet18 could not .*no route .*weights=<path>"):
         create_encoder("resnet18", weights="imagenet")
 
 
