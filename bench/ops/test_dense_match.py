@@ -1,9 +1,9 @@
 """dense_match at the sizes of its users, against the published formulations and the ceiling.
 
-Measured on one core of a Zen 5 (AVX-512, bfloat16 products, no AMX) that other programs shared; CPU
-time, medians in milliseconds, published and ours in the same dtype. The floor is the operation's own
-FLOP at the rate of multiply-adds in registers, measured in the same rounds (270 and 540 GFLOP/s);
-torch's own products reached 100 and 460.
+Measured on one core of a Zen 5 (AVX-512, bfloat16 products, no AMX) that other programs shared;
+CPU time, medians in milliseconds, published and ours in the same dtype. The floor is the
+operation's own FLOP at the rate of multiply-adds in registers, measured in the same rounds (270 and
+540 GFLOP/s); torch's own products reached 100 and 460.
 
                                  float32                    bfloat16
                         published  ours   floor    published  ours   floor
