@@ -46,3 +46,23 @@ def hsnet_correlation(queries: list[Tensor], supports: list[Tensor]) -> Tensor:
         correlation = torch.bmm(query.transpose(1, 2), support).view(batch, hq, wq, hs, ws)
         correlations.append(correlation.clamp(min=0))
     return torch.stack(correlations).transpose(0, 1).contiguous()
+
+
+def pfenet_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
+    """PFENet's prior before its rescaling: (B, h, w) from (B, C, h, w) twice and (B, h, w).
+
+    The largest cosine over all support positions; those outside of the object are blanked, so that
+    their cosine is 0.
+    """
+    q, s = query.flatten(2), (support * mask.unsqueeze(1)).flatten(2)
+    norms = s.norm(dim=1).unsqueeze(2) @ q.norm(dim=1).unsqueeze(1)
+    cosine = s.transpose(1, 2) @ q / (norms + 1e-7)
+    return cosine.amax(dim=1).view(len(query), *query.shape[2:])
+
+
+def dcama_attention(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
+    """One head of DCAMA: (B, 1, h, w) from (B, C, h, w) twice and the mask (B, 1, h, w)."""
+    q, s = query.flatten(2), support.flatten(2)
+    logits = q.transpose(1, 2) @ s / query.shape[1] ** 0.5
+    weighted = logits.softmax(dim=2) @ mask.flatten(2).transpose(1, 2)
+    return weighted.view(len(query), 1, *query.shape[2:])

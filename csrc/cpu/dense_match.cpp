@@ -10,7 +10,8 @@
 //   values   2 D N M                       19.9 GFLOP
 //   bytes    read 14.7 MB once, write 14.7 MB once; packed 14.7 MB, sums 11.1 MB, in and out of L3
 // Floor: 118 ms at the 274 GFLOP/s of one Zen 5 core in float32 (59 ms with vdpbf16ps at 547).
-// Measured on it: see bench/ops/test_dense_match.py.
+// Measured on it, other programs running: 136 to 146 ms (72 to 80 in bfloat16), of which packing is
+// 3 ms, writing 2; without the symmetry 161 (87). bench/ops/test_dense_match.py measures it again.
 #include "fastfss/dense_match.h"
 
 #include <array>

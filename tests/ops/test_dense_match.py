@@ -10,6 +10,7 @@ from torch import Tensor
 from fastfss.ops import _native_call, dense_match, dense_match_sums, explain
 from fastfss.ops.dense_match import dense_match_reference, dense_match_sums_reference
 from tests.methods.published_ssp import published_self_support
+from tests.published import dcama_attention, pfenet_prior
 from tests.tolerances import assert_close
 
 native = pytest.mark.skipif(_native_call.module is None, reason="built without native code")
@@ -193,12 +194,16 @@ def test_it_equals_ssps_published_local_prototypes(backend: Any, share: float) -
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_it_equals_pfenets_published_prior(backend: Any) -> None:
     q, s, m = maps(24, (12, 13)), maps(24, (12, 13), seed=1), weights((12, 13)) > 0
-    masked = (s * m.unsqueeze(1)).flatten(2)
-    norms = q.flatten(2).norm(dim=1).unsqueeze(2) @ masked.norm(dim=1).unsqueeze(1)
-    cosine = (q.flatten(2).transpose(1, 2) @ masked) / (norms + 1e-7)
     # The published maximum also runs over the blanked positions, whose cosine is 0.
     ours = dense_match(q, s, mask=m, reduce="max", backend=backend).clamp_min(0)
-    assert_close(ours.flatten(1), cosine.amax(dim=2))
+    assert_close(ours, pfenet_prior(q, s, m))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_equals_dcamas_published_attention(backend: Any) -> None:
+    q, s, m = maps(16, (12, 13)), maps(16, (12, 13), seed=1), maps(1, (12, 13), seed=2).sigmoid()
+    ours = dense_match(q, s, m, scale=16**-0.5, normalize=False, backend=backend)
+    assert_close(ours, dcama_attention(q, s, m))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
