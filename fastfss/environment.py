@@ -295,9 +295,9 @@ def _torch_cuda() -> str:
 
 
 def _native_backend(native: ModuleType | None) -> Backend:
-    if native is None:
-        return Backend("native", False, "this build has no native code (FASTFSS_BUILD=python)")
-    return Backend("native", True, f"C++ on the CPU, {native.active_isa().name}")
+    if (reason := _native_call.why_not_native()) is not None:
+        return Backend("native", False, reason)
+    return Backend("native", True, f"C++ on the CPU, {_instruction_sets(native).active}")
 
 
 def _cuda_backend(native: ModuleType | None) -> Backend:
