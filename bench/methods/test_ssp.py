@@ -1,9 +1,10 @@
 """SSP with ResNet-50 at 473 px, end to end, against the published forward in the same run.
 
 The published forward encodes the supports again for every query; ours has them in a Task. Random
-weights would select few positions, so both sides are made to select what a trained network does:
-20 % foreground, 75 % background, and 7 % of the positions changing sides between the two passes
-(the median over everyday photographs with a frozen ResNet-18).
+weights would select few positions, so both sides are made to select the same: 20 %
+foreground and 75 % background, which is assumed of a trained network, and 7 % of the positions
+changing between the two passes, which is the median measured on everyday photographs with a frozen
+ResNet-18. More change costs ours more and the published form nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SSP's refined head at 473 px (N = 3600, C = 1024), against the published one.
 
 Random features select what they like, so both sides are made to take 20 % foreground, 75 %
-background and to change 7 % of the background positions between the passes, as trained networks do.
+background and to change 7 % of the positions between the passes; see bench/methods/test_ssp.py.
 """
 
 from __future__ import annotations

@@ -97,6 +97,16 @@ def test_an_empty_foreground_scores_zero_and_does_not_fail() -> None:
     assert prediction.logits.isfinite().all()
 
 
+def test_a_zero_feature_scores_zero_and_leaves_the_others_finite() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 16, 9, 7, generator=generator)
+    features[:, :, 3, 2] = 0
+    prototypes = torch.randn(2, 1, 16, generator=generator)
+    head = self_support(features, *prototypes, SelfSupportConfig(), refine=True)
+    assert head.final[0, :, 3, 2].abs().max() == 0
+    assert head.final.isfinite().all()
+
+
 def test_ignored_pixels_are_in_neither_prototype() -> None:
     segmenter = model(MLC)
     images, masks, _ = episode()
