@@ -2,14 +2,14 @@
 
 Example:
     >>> import fastfss
-    >>> fastfss.list_models()
-    ['mlc', 'ssp']
+    >>> "ssp" in fastfss.list_models()
+    True
 """
 
 from __future__ import annotations
 
 from fastfss.encoders import create_encoder, list_encoders
-from fastfss.methods import MLC, SSP, create_model, list_models
+from fastfss.methods import MLC, SSP, create_model, list_models, model_info
 from fastfss.result import Result
 from fastfss.task import Task
 
@@ -24,4 +24,5 @@ __all__ = [
     "create_model",
     "list_encoders",
     "list_models",
+    "model_info",
 ]

@@ -54,6 +54,7 @@ def build_app() -> typer.Typer:
 
     from fastfss.cli.demo import demo
     from fastfss.cli.env import env
+    from fastfss.cli.models import models
     from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
 
@@ -67,6 +68,7 @@ def build_app() -> typer.Typer:
 
     app.callback()(program)
     app.command(cls=ManyValuesCommand)(predict)
+    app.command()(models)
     app.command()(demo)
     app.command()(env)
     return app

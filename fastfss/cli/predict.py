@@ -79,12 +79,12 @@ def predict(
         typer.Option(min=0, help="The class's label, where masks are label maps of several."),
     ] = None,
     method: Annotated[str, typer.Option(help="The segmentation method.")] = "ssp",
-    backbone: Annotated[str, typer.Option(help="The encoder.")] = "deep_resnet50",
+    backbone: Annotated[
+        str | None, typer.Option(help="The encoder; else the method's first published one.")
+    ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME,NAME", help="The encoder's layers to match; else the published."
-        ),
+        typer.Option(metavar="NAME,NAME", help="The encoder's layers to use; else the published."),
     ] = None,
     weights: Annotated[
         str | None,
@@ -92,7 +92,7 @@ def predict(
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(min=1, help="Bring the longer side to this many pixels; else as it is."),
+        typer.Option(min=1, help="Bring the longer side to this many pixels; else the method's."),
     ] = None,
     refine: Annotated[
         bool | None, typer.Option("--refine/--no-refine", help="The method's refinement pass.")

@@ -28,7 +28,7 @@ class PredictionSettings:
     """Everything that decides what the predictions are; None leaves a choice to the method."""
 
     method: str
-    backbone: str
+    backbone: str | None
     layers: tuple[str, ...] | None
     weights: str | None
     size: int | None

@@ -76,14 +76,17 @@ def initialise_(module: nn.Module) -> None:
 class Encoder(nn.Module):
     """An image encoder that returns named feature maps.
 
-    Batch norm always uses its stored statistics, in training mode too: the few images of an episode
-    are too few for statistics of their own, and every method here was published that way.
+    Batch norm uses its stored statistics, in training mode too, because the few images of an
+    episode are too few for statistics of their own; `batch_statistics` is for the methods that were
+    published the other way.
 
     Attributes:
         name: what `create_encoder` calls it.
         features: everything `forward` can return, shallow to deep.
         normalization: what its input must have been normalised with.
         options: with these, `create_encoder(name, **options)` builds the same modules again.
+        batch_statistics: whether batch norms follow `train`, and then use and keep a running mean
+            of the statistics of what passes through. Counts from the next call of `train`.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Encoder(nn.Module):
     # Shell patterns of entries, under this encoder's names, that a file may hold and that are left
     # out: classifiers and stages that the encoder does not have.
     ignored_keys: tuple[str, ...] = ()
+    batch_statistics: bool = False
 
     # The image size with which fold_batch_norm watches which convolution feeds which norm.
     _probe_size: tuple[int, int] = (64, 64)
@@ -188,8 +192,10 @@ class Encoder(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of everything but the batch norms, which stay in evaluation mode."""
+        """Set the mode; batch norms stay in evaluation mode unless `batch_statistics` is set."""
         super().train(mode)
+        if self.batch_statistics:
+            return self
         for module in self.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()

@@ -74,7 +74,7 @@ def create_encoder(
             tensors, source = _download(encoder), f"the ImageNet weights of {name}"
         else:
             tensors, source = read_checkpoint(weights), str(weights)
-        encoder = _load(encoder, tensors, source)
+        encoder = load_encoder(encoder, tensors, source)
         if last is not None and last not in {feature.name for feature in encoder.features}:
             reached = encoder.features[-1].name
             raise ValueError(f"last: {last!r} is not in {source}; its deepest map is {reached!r}")
@@ -111,7 +111,20 @@ def _download(encoder: Encoder) -> dict[str, Tensor]:
         ) from error
 
 
-def _load(encoder: Encoder, tensors: Mapping[str, Tensor], source: str) -> Encoder:
+def load_encoder(encoder: Encoder, tensors: Mapping[str, Tensor], source: str) -> Encoder:
+    """Fill an encoder from the tensors of a file, as `create_encoder(name, weights=file)` does.
+
+    Args:
+        encoder: as created; loses the maps that the file does not reach.
+        tensors: key to tensor, as read from the file.
+        source: the file, for messages.
+
+    Returns:
+        The encoder, or its copy without batch norms where the file's are folded.
+
+    Raises:
+        CheckpointError: tensors that do not fit.
+    """
     if all(key.startswith("encoder.") for key in tensors):
         # A method's own file: its encoder is all that it has.
         tensors = {key.removeprefix("encoder."): value for key, value in tensors.items()}

@@ -7,7 +7,7 @@ import hashlib
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from fastfss.data import ImageLike, MaskLike, read_image, read_mask
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
+from fastfss.methods.frames import Frame, frame_image, frame_mask
+from fastfss.methods.info import MethodInfo
 from fastfss.result import Result
 from fastfss.task import Task
-from fastfss.weights import save_checkpoint
+from fastfss.weights import KeyMap, load_into, save_checkpoint
 
 Images = Tensor | Sequence[Tensor]
 Model = TypeVar("Model", bound="FewShotSegmenter")
@@ -52,19 +54,41 @@ class Prediction:
         """(B, N, H, W): each task's foreground probability against its own background."""
         return self.margins.sigmoid()
 
+    @staticmethod
+    def from_pairs(pairs: Sequence[Tensor]) -> Prediction:
+        """One task a pair of logits (B, 2, H, W), background and foreground, each for itself."""
+        if len(pairs) == 1:
+            return Prediction(pairs[0], pairs[0][:, 1:] - pairs[0][:, :1])
+        margins = torch.stack([pair[:, 1] - pair[:, 0] for pair in pairs], dim=1)
+        return Prediction(F.pad(margins, (0, 0, 0, 0, 1, 0)), margins)
+
 
 class FewShotSegmenter(nn.Module):
     """A method: `encode_support` once per class, `segment` once per query.
 
     Attributes:
         method: the method's name in the registry.
+        info: paper, published set-up and figures.
+        published_keys: the names of a published checkpoint's entries, and ours.
+        head_keys: prefixes of the entries of a checkpoint that are not the encoder's, in published
+            files and in ours; none where the encoder is all that there is to train.
+        ignored_keys: shell patterns of entries, under our names, that a checkpoint may hold and
+            that are left out.
+        frame: how `fit` and `predict` bring images to `size`.
+        default_size: `size` where none is given.
         encoder: the backbone.
-        layers: the feature maps that the method reads; several are resized to the first one's grid
-            and concatenated.
-        size: the longer side in pixels to which `fit` and `predict` bring images; None keeps them.
+        layers: the feature maps that the method reads.
+        size: the pixels to which `fit` and `predict` bring images: of the longer side, or of both
+            (`frame`); None keeps them as they are.
     """
 
     method: ClassVar[str]
+    info: ClassVar[MethodInfo]
+    published_keys: ClassVar[KeyMap]
+    head_keys: ClassVar[tuple[str, ...]] = ()
+    ignored_keys: ClassVar[tuple[str, ...]] = ()
+    frame: ClassVar[Frame] = "aspect"
+    default_size: ClassVar[int | None] = None
 
     def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
         super().__init__()
@@ -76,8 +100,9 @@ class FewShotSegmenter(nn.Module):
             raise expected("size", "a positive number of pixels or None", str(size))
         self.encoder = encoder
         self.layers = tuple(layers)
-        self.size = size
+        self.size = self.default_size if size is None else size
         self.weights_origin = "random"
+        self.head_origin = "random" if self.head_keys else "none"
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self._origin_fingerprint: str | None = None
 
@@ -102,10 +127,37 @@ class FewShotSegmenter(nn.Module):
             query: (B, 3, H, W), normalised as `encoder.normalization` says.
             task: one task, or one a way: each is segmented on the same encoding of the query.
             output_size: height and width of the logits; the query's by default.
+
+        Raises:
+            ValueError: if `query` is not (B, 3, H, W) or a task does not fit the model.
         """
 
+    def ways_of(self, query: Tensor, task: Task | Sequence[Task]) -> list[Task]:
+        """The tasks of a call of `segment`, checked against the method and the query's batch.
+
+        Raises:
+            ValueError: if `query` is not (B, 3, H, W), there is no task, or a task is of another
+                method or batch.
+        """
+        if query.ndim != 4 or query.shape[1] != 3:
+            raise expected("query", "(B, 3, H, W)", str(tuple(query.shape)))
+        tasks = [task] if isinstance(task, Task) else list(task)
+        if not tasks:
+            raise expected("task", "at least one Task", "none")
+        for one in tasks:
+            if one.method != self.method:
+                came = f"one of {one.method!r}"
+                raise expected("task", f"a task of method {self.method!r}", came)
+            if one.batch not in (1, query.shape[0]):
+                wanted = f"a task of batch 1 or {query.shape[0]}, the query's"
+                raise expected("task", wanted, f"one of batch {one.batch}")
+        return tasks
+
     def features(self, images: Tensor) -> Tensor:
-        """The map that the method works on: (B, 3, H, W) -> (B, C, h, w)."""
+        """The map that the method works on: (B, 3, H, W) -> (B, C, h, w).
+
+        Several layers are resized to the first one's grid and concatenated.
+        """
         maps: dict[str, Tensor] = self.encoder(images, self.layers)
         first = maps[self.layers[0]]
         if len(self.layers) == 1:
@@ -122,7 +174,7 @@ class FewShotSegmenter(nn.Module):
     def for_inference(
         self: Model, *, dtype: torch.dtype = torch.float32, channels_last: bool = True
     ) -> Model:
-        """A copy for prediction alone: batch norm folded into the convolutions, no gradients.
+        """A copy for prediction alone: the encoder's batch norm folded, no gradients.
 
         Equal to the model to about 1e-5 relative in float32.
 
@@ -132,7 +184,14 @@ class FewShotSegmenter(nn.Module):
         """
         model = copy.copy(self)
         model._modules = dict(self._modules)
-        model.encoder = self.encoder.fold_batch_norm(channels_last=channels_last).to(dtype=dtype)
+        for name, part in self.named_children():
+            if isinstance(part, Encoder):
+                fast: nn.Module = part.fold_batch_norm(channels_last=channels_last)
+            else:
+                fast = copy.deepcopy(part)
+                if channels_last:
+                    fast = fast.to(memory_format=torch.channels_last)
+            model._modules[name] = fast.to(dtype=dtype)
         # A task of the model serves the copy and the other way round.
         model._origin_fingerprint = self.fingerprint()
         return model.requires_grad_(False).eval()
@@ -147,6 +206,31 @@ class FewShotSegmenter(nn.Module):
         """
         about = {"format": "fastfss-model-1", "method": self.method, "encoder": self.encoder.name}
         save_checkpoint(path, self.state_dict(), {**about, "layers": ",".join(self.layers)})
+
+    def own_keys(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a published checkpoint, or of one of ours, under our names.
+
+        Args:
+            tensors: key to tensor, as read from the file.
+        """
+        if tensors.keys() <= self.state_dict().keys():
+            return dict(tensors)
+        return {self.published_keys.to_ours(key): tensor for key, tensor in tensors.items()}
+
+    def load_checkpoint(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        """Fill the whole model, encoder and head, from a published checkpoint or one of ours.
+
+        Args:
+            tensors: key to tensor, as read from the file.
+            source: the file, for messages.
+
+        Raises:
+            CheckpointError: missing, unexpected or wrongly shaped entries; nothing is changed then.
+        """
+        ignored = [f"encoder.{pattern}" for pattern in self.encoder.ignored_keys]
+        ignored += self.ignored_keys
+        load_into(self, self.own_keys(tensors), ignore=ignored, source=source)
+        self.weights_origin = self.head_origin = source
 
     # ---- One's own images
 
@@ -193,7 +277,8 @@ class FewShotSegmenter(nn.Module):
                 argument=f"shots[{index}] mask",
             )
             images.append(self._prepare(image))
-            masks.append(mask.unsqueeze(0).to(self.device))
+            mask = mask.unsqueeze(0).to(self.device)
+            masks.append(frame_mask(mask, self.frame, self.size))
         if not images:
             raise expected("shots", "at least one pair (image, mask)", "none")
         task = self.encode_support(images, masks)
@@ -248,31 +333,38 @@ class FewShotSegmenter(nn.Module):
         }
 
     def fingerprint(self) -> str:
-        """A digest of the encoder's weights; made anew when a weight has changed."""
+        """A digest of the weights; made anew when a weight has changed."""
         if self._origin_fingerprint is not None:
             return self._origin_fingerprint
-        tensors = [t for t in self.encoder.state_dict().values() if t.is_floating_point()]
+        tensors = [t for t in self.fingerprinted().values() if t.is_floating_point()]
         versions = tuple(number for t in tensors for number in (t.data_ptr(), t._version))
         if self._fingerprint is None or self._fingerprint[0] != versions:
             digest = hashlib.sha256()
             for tensor in tensors:
                 flat = tensor.detach().cpu().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy())
+                digest.update(flat.view(torch.uint8).numpy().data)
             self._fingerprint = (versions, digest.hexdigest()[:16])
         return self._fingerprint[1]
 
+    def fingerprinted(self) -> dict[str, Tensor]:
+        """The entries of the state dict of which a Task depends."""
+        return self.state_dict()
+
     def _prepare(self, image: Tensor) -> Tensor:
-        """uint8 (3, H, W) -> normalised float (1, 3, h, w) with the longer side at most `size`."""
+        """uint8 (3, H, W) -> normalised float (1, 3, h, w), brought to `size`."""
         images = image.unsqueeze(0).to(self.device, torch.float32).div_(255)
-        longer = max(images.shape[-2:])
-        if self.size is not None and longer != self.size:
-            scaled = [max(1, round(side * self.size / longer)) for side in images.shape[-2:]]
-            images = F.interpolate(images, scaled, mode="bilinear", antialias=True)
+        images = frame_image(images, self.frame, self.size)
         dtype = next(self.encoder.parameters()).dtype
         return self.encoder.normalization.apply(images).to(dtype)
 
     def _warn_if_random(self) -> None:
-        if self.weights_origin == "random":
+        if self.head_origin == "random":
+            warnings.warn(
+                f"the head of {self.info.title} has random weights, so its masks mean nothing; "
+                "pass weights= a checkpoint of the whole method to create_model, or train it",
+                stacklevel=3,
+            )
+        elif self.weights_origin == "random":
             warnings.warn(
                 "this model has random weights, so its masks mean nothing; pass weights= a "
                 'checkpoint, an encoder file or "imagenet" to create_model',
@@ -310,6 +402,20 @@ def shots_of(images: Images, masks: Images) -> tuple[list[Tensor], list[Tensor]]
         sizes = [one.shape[0] for one in first + second]
         raise expected("images and masks", "the same batch size in all shots", str(sizes))
     return first, second
+
+
+def stacked_shots(images: Images, masks: Images) -> tuple[Tensor, Tensor]:
+    """Check a support set whose shots have one size: (B, K, 3, H, W) and (B, K, H, W).
+
+    Raises:
+        TypeError, ValueError: as `shots_of`, and for shots or masks of different sizes.
+    """
+    shot_images, shot_masks = shots_of(images, masks)
+    for argument, shots in (("images", shot_images), ("masks", shot_masks)):
+        if len({one.shape for one in shots}) != 1:
+            sizes = ", ".join(f"{one.shape[-2]} x {one.shape[-1]}" for one in shots)
+            raise expected(argument, "the same size in all shots", sizes)
+    return torch.stack(shot_images, dim=1), torch.stack(shot_masks, dim=1)
 
 
 def freeze(encoder: Encoder, *, prefixes: tuple[str, ...]) -> None:

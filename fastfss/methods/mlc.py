@@ -13,8 +13,17 @@ from torch import Tensor
 
 from fastfss.encoders import Encoder
 from fastfss.methods.base import Images, freeze
+from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter, cosine_scores
-from fastfss.weights import MLC_KEYS, KeyMap
+from fastfss.weights import MLC_KEYS
+
+# The baseline's; the authors' repository has no figures of the full method.
+SCORES = (
+    PublishedScore("PASCAL-5i", "ResNet-50", 1, 57.9, (54.9, 66.5, 61.7, 48.3)),
+    PublishedScore("PASCAL-5i", "ResNet-50", 5, 64.7, (61.6, 70.3, 70.5, 56.4)),
+    PublishedScore("PASCAL-5i", "ResNet-101", 1, 60.1, (57.2, 68.5, 61.3, 53.3)),
+    PublishedScore("PASCAL-5i", "ResNet-101", 5, 67.8, (64.2, 74.0, 71.5, 61.3)),
+)
 
 
 class MLC(PrototypeSegmenter):
@@ -27,8 +36,17 @@ class MLC(PrototypeSegmenter):
     """
 
     method = "mlc"
+    info = MethodInfo(
+        title="MLC",
+        paper="Yang, Zhuo, Qi, Shi, Gao: Mining Latent Classes for Few-shot Segmentation",
+        venue="ICCV 2021",
+        arxiv="2103.15402",
+        encoders=("deep_resnet50", "deep_resnet101"),
+        parity="three golden cases of the baseline; the rest of the paper has no public code",
+        scores=SCORES,
+    )
     pooling_resize = "features"
-    published_keys: KeyMap = MLC_KEYS
+    published_keys = MLC_KEYS
 
     def __init__(
         self, encoder: Encoder, layers: Sequence[str] = ("layer3",), size: int | None = None

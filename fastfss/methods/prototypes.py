@@ -69,25 +69,16 @@ class PrototypeSegmenter(FewShotSegmenter):
     def segment(
         self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
     ) -> Prediction:
-        """Segment query images; see FewShotSegmenter.segment.
-
-        Raises:
-            ValueError: if `query` is not (B, 3, H, W) or a task does not fit the model.
-        """
-        if query.ndim != 4 or query.shape[1] != 3:
-            raise expected("query", "(B, 3, H, W)", str(tuple(query.shape)))
+        """Segment query images; see FewShotSegmenter.segment."""
+        tasks = self.ways_of(query, task)
         features = self.features(query)
         size = output_size or (query.shape[2], query.shape[3])
-        tasks = [task] if isinstance(task, Task) else list(task)
-        if not tasks:
-            raise expected("task", "at least one Task", "none")
-        pairs = [
-            upsample(self.scores(features, *self._prototypes(one, features)), size) for one in tasks
-        ]
-        if len(pairs) == 1:
-            return Prediction(pairs[0], pairs[0][:, 1:] - pairs[0][:, :1])
-        margins = torch.stack([pair[:, 1] - pair[:, 0] for pair in pairs], dim=1)
-        return Prediction(F.pad(margins, (0, 0, 0, 0, 1, 0)), margins)
+        return Prediction.from_pairs(
+            [
+                upsample(self.scores(features, *self._prototypes(one, features)), size)
+                for one in tasks
+            ]
+        )
 
     @abstractmethod
     def scores(self, features: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
@@ -114,8 +105,6 @@ class PrototypeSegmenter(FewShotSegmenter):
 
     def _prototypes(self, task: Task, features: Tensor) -> tuple[Tensor, Tensor]:
         """Foreground and background (B, C): the mean over the task's shots."""
-        if task.method != self.method:
-            raise expected("task", f"a task of method {self.method!r}", f"one of {task.method!r}")
         batch, channels = features.shape[:2]
         means = []
         for key in ("foreground", "background"):

@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastfss.encoders import Encoder, create_encoder
+from fastfss.encoders import Encoder, create_encoder, load_encoder
 from fastfss.errors import expected, expected_kind
 from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
 from fastfss.methods.ssp import SSP
+from fastfss.weights import read_checkpoint
 
-METHODS: dict[str, type[SSP] | type[MLC]] = {SSP.method: SSP, MLC.method: MLC}
+_CLASSES: tuple[type[FewShotSegmenter], ...] = (
+    MLC,
+    SSP,
+)
+METHODS = {method.method: method for method in _CLASSES}
 
 
 def list_models() -> list[str]:
@@ -21,10 +27,19 @@ def list_models() -> list[str]:
     return sorted(METHODS)
 
 
+def model_info(method: str) -> MethodInfo:
+    """The card of a method: paper, published backbones and figures, licences.
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+    return _class_of(method).info
+
+
 def create_model(
     method: str,
     *,
-    encoder: str | Encoder = "deep_resnet50",
+    encoder: str | Encoder | None = None,
     weights: str | Path | None = None,
     layers: Sequence[str] | None = None,
     size: int | None = None,
@@ -34,11 +49,13 @@ def create_model(
 
     Args:
         method: one of list_models(), for example "ssp".
-        encoder: one of fastfss.encoders.list_encoders(), or an Encoder.
+        encoder: one of fastfss.encoders.list_encoders(), or an Encoder; the first of the published
+            ones by default.
         weights: a published checkpoint of the method, a file of `save`, or an encoder file (.pth or
             .safetensors); "imagenet" downloads the encoder's; None leaves random weights.
-        layers: the encoder's feature maps to match; the published ones by default.
-        size: the longer side to which fit and predict bring images; None keeps their size.
+        layers: the encoder's feature maps to use; the published ones by default.
+        size: the pixels to which fit and predict bring images, of the longer side or of both as the
+            method has it; the published size by default, or none where any serves.
         **options: the method's own, for example refine=False for SSP.
 
     Returns:
@@ -49,21 +66,35 @@ def create_model(
             fit.
         TypeError: for an option that the method does not have.
     """
-    if method not in METHODS:
-        raise expected("method", f"one of {', '.join(list_models())}", repr(method))
-    known = set(inspect.signature(METHODS[method]).parameters) - {"encoder", "layers", "size"}
+    kind = _class_of(method)
+    known = set(inspect.signature(kind).parameters) - {"encoder", "layers", "size"}
     if unknown := sorted(options.keys() - known):
         wanted = f"those of method {method!r} ({', '.join(sorted(known)) or 'none'})"
         raise expected_kind("options", wanted, ", ".join(unknown))
-    if isinstance(encoder, str):
-        encoder = create_encoder(encoder, weights=weights)
-        origin = "random" if weights is None else str(weights)
-    elif weights is not None:
-        raise expected("weights", "None together with a ready Encoder", repr(weights))
-    else:
-        origin = "given"
     if layers is not None:
         options["layers"] = tuple(layers)
-    model = METHODS[method](encoder, size=size, **options)
-    model.weights_origin = origin
+    if isinstance(encoder, Encoder):
+        if weights is not None:
+            raise expected("weights", "None together with a ready Encoder", repr(weights))
+        model = kind(encoder, size=size, **options)
+        model.weights_origin = "given"
+        return model.eval()
+    name = encoder or kind.info.encoders[0]
+    if weights is None or weights == "imagenet":
+        model = kind(create_encoder(name, weights=weights), size=size, **options)
+        model.weights_origin = weights or "random"
+        return model.eval()
+    source, tensors = str(weights), read_checkpoint(weights)
+    if kind.head_keys and any(key.startswith(kind.head_keys) for key in tensors):
+        model = kind(create_encoder(name), size=size, **options)
+        model.load_checkpoint(tensors, source)
+    else:
+        model = kind(load_encoder(create_encoder(name), tensors, source), size=size, **options)
+        model.weights_origin = source
     return model.eval()
+
+
+def _class_of(method: str) -> type[FewShotSegmenter]:
+    if method not in METHODS:
+        raise expected("method", f"one of {', '.join(list_models())}", repr(method))
+    return METHODS[method]

@@ -14,9 +14,25 @@ from torch import Tensor
 
 from fastfss.encoders import Encoder
 from fastfss.methods.base import Images, freeze, shots_of
+from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter, cosine_scores, upsample
 from fastfss.methods.self_support import SelfSupport, SelfSupportConfig, self_support
-from fastfss.weights import SSP_KEYS, KeyMap
+from fastfss.weights import SSP_KEYS
+
+SCORES = (
+    PublishedScore("PASCAL-5i", "ResNet-50", 1, 61.7, (61.4, 67.8, 66.5, 50.9)),
+    PublishedScore("PASCAL-5i", "ResNet-50", 5, 69.3, (67.5, 72.3, 75.2, 62.1)),
+    PublishedScore("PASCAL-5i", "ResNet-101", 1, 64.6, (63.2, 70.4, 68.5, 56.3)),
+    PublishedScore("PASCAL-5i", "ResNet-101", 5, 73.3, (70.9, 77.1, 78.9, 66.1)),
+    PublishedScore("COCO-20i (own folds)", "ResNet-50", 1, 33.6, (46.4, 35.2, 27.3, 25.4)),
+    PublishedScore("COCO-20i (own folds)", "ResNet-50", 5, 41.4, (53.9, 42.0, 36.0, 33.7)),
+    PublishedScore("COCO-20i (own folds)", "ResNet-101", 1, 37.7, (50.4, 39.9, 30.6, 30.0)),
+    PublishedScore("COCO-20i (own folds)", "ResNet-101", 5, 46.2, (57.8, 47.0, 40.2, 39.9)),
+    PublishedScore("COCO-20i", "ResNet-50", 1, 37.4, (35.5, 39.6, 37.9, 36.7)),
+    PublishedScore("COCO-20i", "ResNet-50", 5, 44.1, (40.6, 47.0, 45.1, 43.9)),
+    PublishedScore("COCO-20i", "ResNet-101", 1, 42.0, (39.1, 45.1, 42.7, 41.2)),
+    PublishedScore("COCO-20i", "ResNet-101", 5, 50.2, (47.4, 54.5, 50.4, 49.6)),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +66,17 @@ class SSP(PrototypeSegmenter):
     """
 
     method = "ssp"
+    info = MethodInfo(
+        title="SSP",
+        paper="Fan, Pei, Tai, Tang: Self-Support Few-Shot Semantic Segmentation",
+        venue="ECCV 2022",
+        arxiv="2207.11549",
+        encoders=("deep_resnet50", "deep_resnet101"),
+        parity="eight golden cases: forward, training step, head alone, metrics",
+        scores=SCORES,
+    )
     pooling_resize = "mask"
-    published_keys: KeyMap = SSP_KEYS
+    published_keys = SSP_KEYS
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ def picture(height: int = 60, width: int = 90) -> tuple[Image.Image, np.ndarray]
 
 def test_create_model_gives_the_class_that_is_imported() -> None:
     assert isinstance(make(), SSP)
-    assert fastfss.list_models() == ["mlc", "ssp"]
+    assert {"mlc", "ssp"} <= set(fastfss.list_models())
 
 
 def test_paths_images_arrays_and_tensors_give_the_same_task(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_wrong_shots_are_named(shots: list[object], error: type[Exception], mess
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="method: expected one of mlc, ssp, got 'sps'"):
+    with pytest.raises(ValueError, match=r"method: expected one of .*mlc, .*ssp.*, got 'sps'"):
         fastfss.create_model("sps")
     with pytest.raises(ValueError, match="layer9"):
         make().encoder.info("layer9")

@@ -43,15 +43,26 @@ class Case:
         return self.arrays[key].item() if key in self.arrays else default
 
     def weights(self) -> dict[str, Tensor]:
-        """The reference's state dict, filled from its key names."""
+        """The reference's state dict, filled from its key names.
+
+        Entries of `constant_keys` keep what their constructor computed, so they are left out.
+        """
         shapes = json.loads(str(self["shapes"]))
         seed = int(self["seed"])
-        return {
-            key: torch.zeros(shapes[key], dtype=torch.int64)
-            if key.endswith("num_batches_tracked")
-            else torch.from_numpy(array_for(key, tuple(shapes[key]), seed))
-            for key in (str(k) for k in self["keys"])
-        }
+        constant = {str(key) for key in self.arrays.get("constant_keys", ())}
+        factors = json.loads(str(self["rescale"])) if "rescale" in self else []
+        weights = {}
+        for key in (str(k) for k in self["keys"]):
+            if key in constant:
+                continue
+            if key.endswith("num_batches_tracked"):
+                weights[key] = torch.zeros(shapes[key], dtype=torch.int64)
+                continue
+            weights[key] = torch.from_numpy(array_for(key, tuple(shapes[key]), seed))
+            for suffix, factor in factors:
+                if key.endswith(suffix):
+                    weights[key] *= factor
+        return weights
 
     def batch_suffixes(self) -> list[str]:
         """ "" for the first episode, then "_b", "_c" ... for those that follow it in the batch."""
@@ -103,6 +114,13 @@ class Report:
         self.errors[name] = float("inf") if error != error else error
         if not error <= tolerance:  # also for NaN
             self.failures.append(f"{name}: relative error {error:.2e} > {tolerance:g}")
+
+    def compare_if_there(
+        self, case: Case, key: str, ours: Tensor, *, tolerance: float = TOLERANCE
+    ) -> None:
+        """`compare` with the case's entry of that name; nothing where the case has none."""
+        if key in case:
+            self.compare(key, ours, case[key], tolerance=tolerance)
 
     @property
     def worst(self) -> tuple[str, float]:

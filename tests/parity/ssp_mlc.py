@@ -56,15 +56,15 @@ def _forward(case: Case, report: Report) -> None:
         features = model.features(query)
         foreground, background = model._prototypes(task, features)
         if isinstance(model, SSP):
-            _compare(report, case, "FP", foreground)
-            _compare(report, case, "BP", background)
+            report.compare_if_there(case, "FP", foreground)
+            report.compare_if_there(case, "BP", background)
             head = self_support(features, foreground, background, model.config, model.refine)
             _compare_head(case, report, features, head, stride=64)
             _compare_enlarged(case, report, "out1_up_s4", head.first.scores, query, 4)
         else:
-            _compare(report, case, "FP_shots", task.tensors["foreground"].transpose(0, 1))
-            _compare(report, case, "BP_shots", task.tensors["background"].transpose(0, 1))
-            _compare(report, case, "out_low", model.scores(features, foreground, background))
+            report.compare_if_there(case, "FP_shots", task.tensors["foreground"].transpose(0, 1))
+            report.compare_if_there(case, "BP_shots", task.tensors["background"].transpose(0, 1))
+            report.compare_if_there(case, "out_low", model.scores(features, foreground, background))
 
 
 def _train_ssp(case: Case, report: Report) -> None:
@@ -77,14 +77,14 @@ def _train_ssp(case: Case, report: Report) -> None:
     logits = output.first if output.refined is None else output.refined
     stride = int(case.value("out_final_stride", 1))  # type: ignore[call-overload]
     report.compare("out_final", logits[:, :, ::stride, ::stride], case["out_final"])
-    _compare(report, case, "out1_up_s4", output.first[:, :, ::4, ::4])
+    report.compare_if_there(case, "out1_up_s4", output.first[:, :, ::4, ::4])
     _compare_head_of(case, report, model, query, output)
-    _compare(report, case, "self_out_s4", output.query_self[:, :, ::4, ::4])
-    _compare(report, case, "supp_out_s4", output.support_self[:, :, ::4, ::4])
+    report.compare_if_there(case, "self_out_s4", output.query_self[:, :, ::4, ::4])
+    report.compare_if_there(case, "supp_out_s4", output.support_self[:, :, ::4, ::4])
     named = {"first": "out1", "refined": "out2", "query_self": "self", "support_self": "support"}
     for ours, theirs in {**named, "total": "total"}.items():
         if ours in losses:
-            _compare(report, case, f"loss_{theirs}", losses[ours])
+            report.compare_if_there(case, f"loss_{theirs}", losses[ours])
     losses["total"].backward()
     _compare_gradients(case, report, model)
 
@@ -127,14 +127,14 @@ def _head(case: Case, report: Report) -> None:
     output = model.match(supports, list(masks), query, query_mask, (size, size))
     assert output.refined is not None
     pooled = torch.stack([model.pool(s, m) for s, m in zip(supports, masks, strict=True)]).mean(0)
-    _compare(report, case, "FP", pooled[:, 0])
-    _compare(report, case, "BP", pooled[:, 1])
-    _compare(report, case, "query_feature_slice", query[:, ::128])
-    _compare(report, case, "support0_feature_slice", supports[0][:, ::128])
+    report.compare_if_there(case, "FP", pooled[:, 0])
+    report.compare_if_there(case, "BP", pooled[:, 1])
+    report.compare_if_there(case, "query_feature_slice", query[:, ::128])
+    report.compare_if_there(case, "support0_feature_slice", supports[0][:, ::128])
     report.compare("out_final", output.refined, case["out_final"])
-    _compare(report, case, "out1_up", output.first)
-    _compare(report, case, "self_out", output.query_self)
-    _compare(report, case, "supp_out", output.support_self)
+    report.compare_if_there(case, "out1_up", output.first)
+    report.compare_if_there(case, "self_out", output.query_self)
+    report.compare_if_there(case, "supp_out", output.support_self)
     _compare_head(case, report, query, output.head, stride=64)
 
 
@@ -156,11 +156,6 @@ def _metrics(case: Case, report: Report) -> None:
     report.compare("hsnet_fb_iou", torch.tensor(figures["fb_iou"]), case["hsnet_fb_iou"])
 
 
-def _compare(report: Report, case: Case, key: str, ours: Tensor) -> None:
-    if key in case:
-        report.compare(key, ours, case[key])
-
-
 def _compare_features(
     case: Case, report: Report, model: SSP | MLC, query: Tensor, support: Tensor
 ) -> None:
@@ -171,9 +166,9 @@ def _compare_features(
     steps = {"layer0": ("stem", 32, 4), "layer1": ("layer1", 64, 4), "layer2": ("layer2", 64, 2)}
     for key, (name, channels, positions) in steps.items():
         sliced = maps[name][:, ::channels, ::positions, ::positions]
-        _compare(report, case, f"{key}_q_slice", sliced)
-    _compare(report, case, "feature_q_slice", maps["layer3"][:, ::64])
-    _compare(report, case, "feature_s0_slice", first[:, ::64])
+        report.compare_if_there(case, f"{key}_q_slice", sliced)
+    report.compare_if_there(case, "feature_q_slice", maps["layer3"][:, ::64])
+    report.compare_if_there(case, "feature_s0_slice", first[:, ::64])
 
 
 def _compare_head_of(
@@ -186,12 +181,12 @@ def _compare_head_of(
 def _compare_head(
     case: Case, report: Report, features: Tensor, head: SelfSupport, stride: int
 ) -> None:
-    _compare(report, case, "out0_low", head.initial)
-    _compare(report, case, "out1_low", head.first.scores)
+    report.compare_if_there(case, "out0_low", head.initial)
+    report.compare_if_there(case, "out1_low", head.first.scores)
     passes = [head.first] if head.second is None else [head.first, head.second]
     for number, one in enumerate(passes, start=1):
-        _compare(report, case, f"SSFP{number}", one.foreground_mean)
-        _compare(report, case, f"SSBP{number}", one.background_mean)
+        report.compare_if_there(case, f"SSFP{number}", one.foreground_mean)
+        report.compare_if_there(case, f"SSBP{number}", one.background_mean)
         for side, key in enumerate((f"ASFP{number}_slice", f"ASBP{number}_slice")):
             if key in case:
                 with torch.no_grad():
@@ -199,7 +194,7 @@ def _compare_head(
                     local = dense_match(features, features, features, chosen, scale=2.0)
                 report.compare(key, local[:, ::stride], case[key])
     if head.second is not None:
-        _compare(report, case, "out2_low_raw", head.second.scores)
+        report.compare_if_there(case, "out2_low_raw", head.second.scores)
     if "selected" in case:
         config = SelfSupportConfig()
         scores = [head.initial, head.first.scores][: len(passes)]
@@ -220,7 +215,7 @@ def _compare_enlarged(
 ) -> None:
     size = (query.shape[2], query.shape[3])
     large = torch.nn.functional.interpolate(scores, size, mode="bilinear", align_corners=True)
-    _compare(report, case, key, large[:, :, ::stride, ::stride])
+    report.compare_if_there(case, key, large[:, :, ::stride, ::stride])
 
 
 def _compare_gradients(case: Case, report: Report, model: SSP | MLC) -> None:
