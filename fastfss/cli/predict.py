@@ -27,14 +27,13 @@ _FAILED, _INTERRUPTED = 1, 130
 
 def build_model(settings: PredictionSettings, device: str) -> Model:
     """Make the model that the settings describe, ready to predict on the device."""
-    refine = {} if settings.refine is None else {"refine": settings.refine}
     model = create_model(
         settings.method,
         encoder=settings.backbone,
         layers=settings.layers,
         weights=settings.weights,
         size=settings.size,
-        **refine,
+        **settings.options,
     )
     return model.to(device).for_inference()
 
@@ -97,6 +96,12 @@ def predict(
     refine: Annotated[
         bool | None, typer.Option("--refine/--no-refine", help="The method's refinement pass.")
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="An option of the method, as in docs/methods.md; repeatable."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     overwrite: Annotated[
@@ -122,7 +127,7 @@ def predict(
         layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
         weights=weights,
         size=size,
-        refine=refine,
+        options=method_options(option or [], refine),
         value=value,
         ways=_ways(support or [], name, support_folder or [], task or [], value),
     )
@@ -235,6 +240,30 @@ def _ways(
     if not ways:
         raise typer.BadParameter("expected --support, --support-folder or --task, got none")
     return tuple(ways)
+
+
+def method_options(
+    written: Sequence[str], refine: bool | None
+) -> dict[str, bool | int | float | str]:
+    """Read NAME=VALUE pairs: true, false and numbers are what they look like, the rest is text."""
+    options: dict[str, bool | int | float | str] = {} if refine is None else {"refine": refine}
+    for pair in written:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"--option: expected NAME=VALUE, got {pair!r}")
+        if name in options:
+            raise typer.BadParameter(f"--option: {name} is given twice")
+        options[name] = _value(text)
+    return options
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _check_device(device: str) -> None:

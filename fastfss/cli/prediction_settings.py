@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,17 @@ class Way:
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """Everything that decides what the predictions are; None leaves a choice to the method."""
+    """Everything that decides what the predictions are; None leaves a choice to the method.
+
+    `options` are the method's own, by the names of its constructor's arguments.
+    """
 
     method: str
     backbone: str | None
     layers: tuple[str, ...] | None
     weights: str | None
     size: int | None
-    refine: bool | None
+    options: Mapping[str, bool | int | float | str]
     value: int | None
     ways: tuple[Way, ...]
 
@@ -50,7 +54,7 @@ class PredictionSettings:
             "layers": None if self.layers is None else list(self.layers),
             "weights": self._weights_record(),
             "size": self.size,
-            "refine": self.refine,
+            "options": dict(self.options),
             "value": self.value,
             "ways": [_way_record(way) for way in self.ways],
         }
@@ -67,7 +71,7 @@ def differences(before: Any, now: Any, name: str = "settings") -> list[str]:
     """List the settings that differ between two records; where files lie does not matter.
 
     Example:
-        >>> differences({"size": 320, "refine": None}, {"size": 480, "refine": None})
+        >>> differences({"size": 320, "value": None}, {"size": 480, "value": None})
         ['size was 320, now 480']
     """
     if isinstance(before, dict) and isinstance(now, dict):

@@ -8,6 +8,7 @@ import pytest
 import fastfss
 from fastfss.cli import main
 from fastfss.cli.options import repeat_flags
+from fastfss.cli.predict import method_options
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,15 @@ from fastfss.cli.options import repeat_flags
 )
 def test_list_options_take_several_values(written, meant):
     assert repeat_flags(written.split()) == meant.split()
+
+
+def test_options_of_a_method_are_read_as_what_they_look_like():
+    written = ["variant=graph", "refine_time=5", "alpha=0.5", "text=a=b"]
+    assert method_options(written, refine=False) == {
+        **{"refine": False, "variant": "graph", "refine_time": 5, "alpha": 0.5, "text": "a=b"}
+    }
+    values = method_options(["a=True", "b=false", "c=1"], refine=None)
+    assert [type(value) for value in values.values()] == [bool, bool, int]
 
 
 def test_version_is_printed(capsys):
@@ -46,6 +56,12 @@ def test_version_is_printed(capsys):
         ("predict --task t --save-task u", "--save-task saves one class"),
         ("predict --support a b --query q --out o --size 0", "Invalid value for '--size'"),
         ("predict --support a b --query q --out o --threads x", "Invalid value for '--threads'"),
+        ("predict --support a b --query q --out o --option x", "--option: expected NAME=VALUE"),
+        ("predict --support a b --query q --out o --option =1", "--option: expected NAME=VALUE"),
+        (
+            "predict --support a b --query q --out o --refine --option refine=false",
+            "--option: refine is given twice",
+        ),
         ("predict --nonsense", "--nonsense"),
         ("nonsense", "'nonsense'"),
     ],

@@ -16,7 +16,7 @@ def settings(tmp_path: Path) -> PredictionSettings:
     shots = ((tmp_path / "1.jpg", tmp_path / "1.png"),)
     ways = (Way("cow", shots), Way(task=tmp_path / "task"))
     return PredictionSettings(
-        "ssp", "resnet18", ("layer2", "layer3"), str(tmp_path / "weights"), 320, None, None, ways
+        "ssp", "resnet18", ("layer2", "layer3"), str(tmp_path / "weights"), 320, {}, None, ways
     )
 
 
@@ -39,7 +39,13 @@ def test_each_changed_setting_is_named(settings, tmp_path):
     before = settings.record()
     (tmp_path / "1.png").write_text("other")
     changed = replace(
-        settings, method="mlc", layers=None, size=480, refine=False, value=3, weights="imagenet"
+        settings,
+        method="mlc",
+        layers=None,
+        size=480,
+        options={"refine": False},
+        value=3,
+        weights="imagenet",
     )
     assert differences(before, changed.record()) == [
         "method was ssp, now mlc",
