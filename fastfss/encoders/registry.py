@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastfss.encoders.base import Encoder
 from fastfss.encoders.deep_stem_resnet import DeepStemResNet
+from fastfss.encoders.hypercorrelation import PreActivationResNet, PreActivationVGG
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
 from fastfss.encoders.timm_encoder import PREFIX, TimmEncoder
 from fastfss.encoders.torchvision_encoders import TorchvisionResNet, TorchvisionSequential
@@ -22,6 +23,8 @@ _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     **dict.fromkeys(("deep_resnet50", "deep_resnet101"), DeepStemResNet),
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), TorchvisionResNet),
     **dict.fromkeys(("vgg16", "vgg16_bn", "mobilenet_v2", "squeezenet1_1"), TorchvisionSequential),
+    **dict.fromkeys(("hsnet_resnet50", "hsnet_resnet101"), PreActivationResNet),
+    "hsnet_vgg16": lambda _name: PreActivationVGG(),
     "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),
 }
 

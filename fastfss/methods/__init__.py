@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastfss.methods.base import FewShotSegmenter, Prediction
+from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.mlc import MLC
 from fastfss.methods.registry import create_model, list_models, model_info
@@ -13,6 +14,7 @@ __all__ = [
     "MLC",
     "SSP",
     "FewShotSegmenter",
+    "HSNet",
     "MethodInfo",
     "Prediction",
     "PublishedScore",

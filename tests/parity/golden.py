@@ -47,12 +47,15 @@ class Case:
 
         Entries of `constant_keys` keep what their constructor computed, so they are left out.
         """
+        keys = [str(key) for key in self["keys"]]
         shapes = json.loads(str(self["shapes"]))
+        if isinstance(shapes, list):
+            shapes = dict(zip(keys, shapes, strict=True))
         seed = int(self["seed"])
         constant = {str(key) for key in self.arrays.get("constant_keys", ())}
         factors = json.loads(str(self["rescale"])) if "rescale" in self else []
         weights = {}
-        for key in (str(k) for k in self["keys"]):
+        for key in keys:
             if key in constant:
                 continue
             if key.endswith("num_batches_tracked"):
@@ -90,6 +93,23 @@ class Case:
             masks.append(torch.stack([self.tensor(f"support_mask{s}")[0, shot] for s in suffixes]))
         return images, masks
 
+    def episode(self) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        """K support images (B, 3, H, W), their masks, the query and its mask; one way.
+
+        For cases whose arrays carry the batch as a leading axis, or none.
+        """
+        images = normalised(self["support"])
+        images = images.reshape(-1, *images.shape[-5:])[:, 0]  # (B, K, 3, H, W)
+        masks = self.tensor("support_mask")
+        masks = masks.reshape(-1, *masks.shape[-4:])[:, 0]
+        query, query_mask = normalised(self["query"]), self.tensor("query_mask")
+        return (
+            list(images.unbind(1)),
+            list(masks.unbind(1)),
+            query.reshape(-1, *query.shape[-3:]),
+            query_mask.reshape(-1, *query_mask.shape[-2:]),
+        )
+
 
 @dataclass
 class Report:
@@ -114,6 +134,23 @@ class Report:
         self.errors[name] = float("inf") if error != error else error
         if not error <= tolerance:  # also for NaN
             self.failures.append(f"{name}: relative error {error:.2e} > {tolerance:g}")
+
+    def labels(
+        self,
+        name: str,
+        ours: Tensor,
+        wanted: np.ndarray,
+        margins: Tensor,
+        *,
+        near: float = TOLERANCE,
+    ) -> None:
+        """Label maps must agree wherever the margin that decides is not within rounding of zero."""
+        different = ours != torch.as_tensor(wanted)
+        sure = margins.abs() > near * margins.abs().max()
+        count = int((different & sure).sum())
+        self.errors[name] = count / different.numel()
+        if count:
+            self.failures.append(f"{name}: {count} of {different.numel()} labels differ")
 
     def compare_if_there(
         self, case: Case, key: str, ours: Tensor, *, tolerance: float = TOLERANCE

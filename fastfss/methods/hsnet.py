@@ -1,0 +1,207 @@
+"""HSNet: hypercorrelations of many feature levels, squeezed by 4D convolutions.
+
+Min, Kang, Cho: "Hypercorrelation Squeeze for Few-Shot Segmentation", ICCV 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastfss.encoders import Encoder
+from fastfss.errors import expected
+from fastfss.methods.base import FewShotSegmenter, Images, Prediction, stacked_shots
+from fastfss.methods.hypercorrelation import Grid, HypercorrelationLearner
+from fastfss.methods.info import MethodInfo
+from fastfss.ops import dense_correlation
+from fastfss.task import Task
+from fastfss.weights import KeyMap
+
+Fusion = Literal["vote", "mean"]
+STRIDES = (8, 16, 32)
+
+HSNET_KEYS = KeyMap("HSNet", (("backbone.features.", "encoder.body."), ("backbone.", "encoder.")))
+
+
+class HSNet(FewShotSegmenter):
+    """HSNet: cosine of all query with all object positions in many levels, then a 4D learner.
+
+    The backbone stays as ImageNet made it. Shots are segmented one by one and vote.
+
+    Args:
+        encoder: published with "hsnet_resnet50", "hsnet_resnet101" and "hsnet_vgg16"; others need
+            maps at strides 8, 16 and 32.
+        layers: the maps to correlate; all of those strides by default.
+        size: both sides to which `fit` and `predict` bring images; published: 400.
+        fusion: "vote" as published: a pixel is foreground where at least half as many shots say so
+            as anywhere in the image; "mean": the mean of the shots' logits.
+        grid: the learner's output grid, see HypercorrelationLearner; "square" as published differs
+            from "query" only for images that are not square.
+        memory_mib: how much memory the correlations of the shots and ways that are segmented
+            together may take; at least one is. The published code has one at a time.
+    """
+
+    method = "hsnet"
+    info = MethodInfo(
+        title="HSNet",
+        paper="Min, Kang, Cho: Hypercorrelation Squeeze for Few-Shot Segmentation",
+        venue="ICCV 2021",
+        arxiv="2104.01538",
+        encoders=("hsnet_resnet50", "hsnet_resnet101", "hsnet_vgg16"),
+        parity="golden cases: forward, five shots, training step, correlation, 4D convolution",
+        weights_licence="none (the authors' repository has no licence file)",
+    )
+    published_keys = HSNET_KEYS
+    head_keys = ("hpn_learner.",)
+    frame = "square"
+    default_size = 400
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        layers: Sequence[str] | None = None,
+        size: int | None = None,
+        *,
+        fusion: Fusion = "vote",
+        grid: Grid = "square",
+        memory_mib: int = 256,
+    ) -> None:
+        if layers is None:
+            layers = [one.name for one in encoder.features if one.stride in STRIDES]
+        super().__init__(encoder, layers, size)
+        for name, value, choices in (
+            ("fusion", fusion, ("vote", "mean")),
+            ("grid", grid, ("square", "query")),
+        ):
+            if value not in choices:
+                raise expected(name, f"one of {', '.join(choices)}", repr(value))
+        if memory_mib < 1:
+            raise expected("memory_mib", "at least 1", str(memory_mib))
+        self.fusion, self.memory_mib = fusion, memory_mib
+        strides = [encoder.info(layer).stride for layer in self.layers]
+        if sorted(set(strides)) != list(STRIDES):
+            wanted = f"maps at strides 8, 16 and 32 of {encoder.name}"
+            raise expected("layers", wanted, ", ".join(map(str, strides)))
+        self.levels = tuple(
+            tuple(n for n, s in zip(self.layers, strides, strict=True) if s == stride)
+            for stride in STRIDES
+        )
+        two, three, four = map(len, self.levels)
+        self.hpn_learner = HypercorrelationLearner((two, three, four), grid)
+        encoder.requires_grad_(False)
+
+    def encode_support(self, images: Images, masks: Images) -> Task:
+        """Turn a support set into masked feature maps; see FewShotSegmenter.encode_support.
+
+        All shots have one size. The Task holds a map (B, K, C, h, w) a layer, under its name.
+        """
+        shots, shot_masks = stacked_shots(images, masks)
+        batch, count = shots.shape[:2]
+        maps = self.pyramid(shots.flatten(0, 1))
+        objects = (shot_masks.flatten(0, 1) == 1).unsqueeze(1).to(shots.dtype)
+        tensors = {}
+        for name, one in maps.items():
+            soft = F.interpolate(objects, one.shape[-2:], mode="bilinear", align_corners=True)
+            tensors[name] = (one * soft).unflatten(0, (batch, count))
+        return Task(self.method, tensors)
+
+    def segment(
+        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    ) -> Prediction:
+        """Segment query images; see FewShotSegmenter.segment.
+
+        With one shot, or fusion "mean", `logits` are the network's. Votes are given as the pair
+        (just below 1/2, votes over the most votes in the image).
+        """
+        tasks = self.ways_of(query, task)
+        size = output_size or (query.shape[2], query.shape[3])
+        shots = self.shot_logits(query, tasks, size)
+        return Prediction.from_pairs([self._fused(one) for one in shots])
+
+    def shot_logits(
+        self, query: Tensor, tasks: Sequence[Task], size: tuple[int, int]
+    ) -> list[Tensor]:
+        """For each task the logits (B, K, 2, H, W) of its shots, on one encoding of the query."""
+        maps = self.pyramid(query)
+        batch = query.shape[0]
+        supports = {
+            name: torch.cat([self._support(one, name, maps[name]) for one in tasks], dim=1)
+            for name in self.layers
+        }
+        count = supports[self.layers[0]].shape[1]
+        together = max(1, (self.memory_mib << 20) // self._bytes(maps, supports))
+        parts = []
+        for start in range(0, count, together):
+            part = {name: one[:, start : start + together] for name, one in supports.items()}
+            taken = part[self.layers[0]].shape[1]
+            low = self.match(
+                {n: m.repeat_interleave(taken, dim=0) for n, m in maps.items()},
+                {n: s.flatten(0, 1) for n, s in part.items()},
+            )
+            large = F.interpolate(low, size, mode="bilinear", align_corners=True)
+            parts.append(large.unflatten(0, (batch, taken)))
+        return list(torch.cat(parts, dim=1).split([one.shots for one in tasks], dim=1))
+
+    def match(self, query: dict[str, Tensor], support: dict[str, Tensor]) -> Tensor:
+        """Logits (B, 2, 2h, 2w) of maps (B, C, h, w) with masked support maps, by layer."""
+        correlations = [
+            dense_correlation([query[n] for n in level], [support[n] for n in level])
+            for level in self.levels
+        ]
+        logits: Tensor = self.hpn_learner(*correlations)
+        return logits
+
+    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps of all layers, without gradient: the backbone is never trained."""
+        with torch.no_grad():
+            maps: dict[str, Tensor] = self.encoder(images, self.layers)
+        return maps
+
+    def forward(self, images: Images, masks: Images, query: Tensor) -> Tensor:
+        """The training forward, one shot: logits (B, 2, H, W) at the query's size."""
+        task = self.encode_support(images, masks)
+        if task.shots != 1:
+            raise expected("images", "one shot an episode, as published", f"{task.shots} shots")
+        size = (query.shape[2], query.shape[3])
+        return self.shot_logits(query, [task], size)[0][:, 0]
+
+    def loss(self, logits: Tensor, query_mask: Tensor) -> Tensor:
+        """Cross-entropy over all pixels; 255 counts as background, as published.
+
+        Args:
+            logits: (B, 2, H, W).
+            query_mask: (B, H, W) of {0, 1, 255}.
+        """
+        return F.cross_entropy(logits, (query_mask == 1).long())
+
+    def _fused(self, shots: Tensor) -> Tensor:
+        """(B, K, 2, H, W) -> (B, 2, H, W)."""
+        count = shots.shape[1]
+        if count == 1:
+            return shots[:, 0]
+        if self.fusion == "mean":
+            return shots.mean(dim=1)
+        votes = shots.argmax(dim=2).sum(dim=1).to(shots.dtype)
+        share = votes / votes.amax(dim=(1, 2), keepdim=True).clamp_min(1)
+        # Half of the most votes is enough; the shares next to 1/2 are 1 / (2 K) away.
+        return torch.stack([torch.full_like(share, 0.5 - 1 / (8 * count)), share], dim=1)
+
+    def _support(self, task: Task, name: str, query: Tensor) -> Tensor:
+        """A task's map (B, K, C, h, w) for a query of B images."""
+        if name not in task.tensors or task.tensors[name].shape[2] != query.shape[1]:
+            came = ", ".join(f"{k} {tuple(v.shape)}" for k, v in task.tensors.items())
+            raise expected("task", f"a map (B, K, {query.shape[1]}, h, w) of {name}", came)
+        support = task.tensors[name].to(query.dtype)
+        return support.expand(query.shape[0], *support.shape[1:])
+
+    def _bytes(self, query: dict[str, Tensor], support: dict[str, Tensor]) -> int:
+        """The size of all correlations of one shot with a batch of queries."""
+        pairs = sum(
+            query[name][0, 0].numel() * support[name][0, 0, 0].numel() for name in self.layers
+        )
+        first = query[self.layers[0]]
+        return pairs * first.shape[0] * first.element_size()
