@@ -337,8 +337,9 @@ class FewShotSegmenter(nn.Module):
         if self._origin_fingerprint is not None:
             return self._origin_fingerprint
         tensors = [t for t in self.fingerprinted().values() if t.is_floating_point()]
-        versions = tuple(number for t in tensors for number in (t.data_ptr(), t._version))
-        if self._fingerprint is None or self._fingerprint[0] != versions:
+        counted = not any(t.is_inference() for t in tensors)  # those do not count their changes
+        versions = tuple(n for t in tensors for n in (t.data_ptr(), t._version)) if counted else ()
+        if not counted or self._fingerprint is None or self._fingerprint[0] != versions:
             digest = hashlib.sha256()
             for tensor in tensors:
                 flat = tensor.detach().cpu().reshape(-1)

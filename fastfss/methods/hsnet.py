@@ -15,9 +15,8 @@ from torch import Tensor
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.base import FewShotSegmenter, Images, Prediction, stacked_shots
-from fastfss.methods.hypercorrelation import Grid, HypercorrelationLearner
+from fastfss.methods.hypercorrelation import Grid, HypercorrelationLearner, Level
 from fastfss.methods.info import MethodInfo
-from fastfss.ops import dense_correlation
 from fastfss.task import Task
 from fastfss.weights import KeyMap
 
@@ -148,11 +147,12 @@ class HSNet(FewShotSegmenter):
 
     def match(self, query: dict[str, Tensor], support: dict[str, Tensor]) -> Tensor:
         """Logits (B, 2, 2h, 2w) of maps (B, C, h, w) with masked support maps, by layer."""
-        correlations = [
-            dense_correlation([query[n] for n in level], [support[n] for n in level])
-            for level in self.levels
-        ]
-        logits: Tensor = self.hpn_learner(*correlations)
+        logits: Tensor = self.hpn_learner(
+            *(
+                Level([query[n] for n in names], [support[n] for n in names])
+                for names in self.levels
+            )
+        )
         return logits
 
     def pyramid(self, images: Tensor) -> dict[str, Tensor]:

@@ -7,16 +7,41 @@ Correlations are (B, C, ha, wa, hb, wb): query grid, support grid; channels last
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastfss.ops import center_pivot_conv4d
+from fastfss.ops import center_pivot_conv4d, dense_correlation
+from fastfss.ops.center_pivot_conv4d import over_query, over_support
 
 Grid = Literal["square", "query"]
 GROUPS = 4
+
+# Fresh memory costs more than the arithmetic on it (page faults: 45 ms for 100 MB of correlations
+# whose convolution takes 17 ms), so that big maps are made and used up in parts: of this size where
+# a part is only looked at, and of the larger one where it is the input of a convolution.
+_CACHED_BYTES = 1 << 20
+_PART_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """The feature maps of one grid, of which the correlations are made.
+
+    Attributes:
+        queries: L maps (B, C_l, ha, wa).
+        supports: L maps (B, C_l, hb, wb), masked.
+    """
+
+    queries: Sequence[Tensor]
+    supports: Sequence[Tensor]
+
+    def correlations(self) -> Tensor:
+        """(B, L, ha, wa, hb, wb)."""
+        return dense_correlation(self.queries, self.supports)
 
 
 class CenterPivotConv4d(nn.Module):
@@ -55,15 +80,31 @@ class GroupNorm4d(nn.GroupNorm):
         """Normalise (B, C, ha, wa, hb, wb)."""
         batch, channels = x.shape[:2]
         last = x.permute(0, 2, 3, 4, 5, 1).reshape(batch, -1, channels)
-        means = last.mean(dim=1)
-        variances = (last - means.unsqueeze(1)).square().mean(dim=1)
+        means = last.mean(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
+        variances = _variances(last, means)
         groups = (batch, self.num_groups, -1)
         mean = means.view(groups).mean(dim=2, keepdim=True)
         spread = variances.view(groups) + (means.view(groups) - mean).square()
         scale = (spread.mean(dim=2, keepdim=True) + self.eps).rsqrt() * self.weight.view(groups[1:])
         shift = self.bias.view(groups[1:]) - mean * scale
-        normed = torch.addcmul(shift.view(batch, 1, -1), last, scale.view(batch, 1, -1))
+        # Without gradients nobody needs the convolution's output again.
+        out = None if torch.is_grad_enabled() else last
+        shift, scale = (part.to(x.dtype).view(batch, 1, -1) for part in (shift, scale))
+        normed = torch.addcmul(shift, last, scale, out=out)
         return normed.view(batch, *x.shape[2:], channels).permute(0, 5, 1, 2, 3, 4)
+
+
+def _variances(last: Tensor, means: Tensor) -> Tensor:
+    """Biased variances (B, C) of (B, N, C); by parts that stay in the cache."""
+    if torch.is_grad_enabled():
+        return (last - means.unsqueeze(1)).square().mean(dim=1)
+    centres = means.to(last.dtype)
+    rows = max(1, _CACHED_BYTES // (last.element_size() * last.shape[0] * last.shape[2]))
+    squares = [
+        (part - centres.unsqueeze(1)).square_().sum(dim=1, dtype=means.dtype)
+        for part in last.split(rows, dim=1)
+    ]
+    return torch.stack(squares).sum(0) / last.shape[1]
 
 
 def squeeze_block(
@@ -111,9 +152,9 @@ class HypercorrelationLearner(nn.Module):
 
     def forward(
         self,
-        level2: Tensor,  # (B, L2, h, w, h', w'), stride 8
-        level3: Tensor,  # stride 16
-        level4: Tensor,  # stride 32
+        level2: Level,  # stride 8
+        level3: Level,  # stride 16
+        level4: Level,  # stride 32
     ) -> Tensor:  # (B, 2, 2h, 2w)
         """Logits, background and foreground, at twice the grid of the finest level."""
         mixed = self.mix(level2, level3, level4)
@@ -124,16 +165,48 @@ class HypercorrelationLearner(nn.Module):
         logits: Tensor = self.decoder2(enlarged)
         return logits
 
-    def mix(self, level2: Tensor, level3: Tensor, level4: Tensor) -> Tensor:
+    def mix(self, level2: Level, level3: Level, level4: Level) -> Tensor:
         """The map (B, 128, h, w) before the decoder."""
-        mixed: Tensor = self.encoder_layer4(level4)
+        mixed = _squeezed(level4, self.encoder_layer4)
         for level, squeeze, mixer in (
             (level3, self.encoder_layer3, self.encoder_layer4to3),
             (level2, self.encoder_layer2, self.encoder_layer3to2),
         ):
-            squeezed: Tensor = squeeze(level)
+            squeezed = _squeezed(level, squeeze)
             mixed = mixer(squeezed + resize_query(mixed, (squeezed.shape[2], squeezed.shape[3])))
         return mixed.mean(dim=(4, 5))
+
+
+def _squeezed(level: Level, block: nn.Sequential) -> Tensor:
+    """A squeeze block on the correlations of a level; without gradients they never exist as one."""
+    if torch.is_grad_enabled():
+        squeezed: Tensor = block(level.correlations())
+        return squeezed
+    first, *rest = block
+    assert isinstance(first, CenterPivotConv4d)
+    squeezed = _correlate_and_convolve(level, first)
+    for part in rest:
+        squeezed = part(squeezed)
+    return squeezed
+
+
+def _correlate_and_convolve(level: Level, conv: CenterPivotConv4d) -> Tensor:
+    """conv(level.correlations()), made and used up some query rows at a time."""
+    assert conv.conv1.bias is not None and conv.conv2.bias is not None
+    query, support = level.queries[0], level.supports[0]
+    row = query[:, 0, 0].numel() * support[0, 0].numel() * len(level.queries)
+    rows = max(1, _PART_BYTES // (row * query.element_size()))
+    stride = conv.stride
+    outputs, pruned = [], []
+    for start in range(0, query.shape[2], rows):
+        part = Level([q[:, :, start : start + rows] for q in level.queries], level.supports)
+        last = part.correlations().permute(0, 2, 3, 4, 5, 1).contiguous()
+        bias = conv.conv1.bias + conv.conv2.bias
+        outputs.append(over_support(last, conv.conv2.weight, bias, stride))
+        pruned.append(last[:, :, :, ::stride, ::stride].permute(0, 3, 4, 1, 2, 5))
+    out = torch.cat(outputs, dim=1)
+    out += over_query(torch.cat(pruned, dim=3).contiguous(), conv.conv1.weight)
+    return out.permute(0, 5, 1, 2, 3, 4)
 
 
 def resize_query(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -77,25 +77,40 @@ def center_pivot_conv4d(
         torch.Size([1, 8, 3, 3, 3, 2])
     """
     _check(x, query_weight, query_bias, support_weight, support_bias, stride)
-    batch, _, ha, wa, hb, wb = x.shape
-    padding = query_weight.shape[-1] // 2
     last = x.permute(0, 2, 3, 4, 5, 1).contiguous()  # (B, ha, wa, hb, wb, I)
-    pruned = last[:, :, :, ::stride, ::stride]
-    grid = pruned.shape[3:5]
-    bias = query_bias + support_bias
+    out = over_support(last, support_weight, query_bias + support_bias, stride)
+    pruned = last[:, :, :, ::stride, ::stride].permute(0, 3, 4, 1, 2, 5).contiguous()
+    added = over_query(pruned, query_weight)
+    out = out + added if torch.is_grad_enabled() else out.add_(added)
+    return out.permute(0, 5, 1, 2, 3, 4)
+
+
+def over_support(
+    last: Tensor,  # (B, ha, wa, hb, wb, I), contiguous
+    weight: Tensor,  # (O, I, k, k)
+    bias: Tensor,  # (O,)
+    stride: int,
+) -> Tensor:  # (B, ha, wa, hb / stride, wb / stride, O)
+    """The convolution over the support, at every query position."""
+    batch, ha, wa, hb, wb, _ = last.shape
+    grid = -(-hb // stride), -(-wb // stride)
     if hb * wb <= _DENSE_POSITIONS:
-        dense = _dense(support_weight, (hb, wb), stride)
-        flat = F.linear(last.flatten(3).flatten(0, 2), dense, bias.repeat(grid.numel()))
-        out = flat.view(batch, ha, wa, *grid, -1)
+        dense = _dense(weight, (hb, wb), stride)
+        out = F.linear(last.flatten(3).flatten(0, 2), dense, bias.repeat(grid[0] * grid[1]))
     else:
         windows = last.flatten(0, 2).permute(0, 3, 1, 2)
-        over_support = F.conv2d(windows, support_weight, bias, stride, padding)
-        out = over_support.permute(0, 2, 3, 1).view(batch, ha, wa, *grid, -1)
-    windows = pruned.permute(0, 3, 4, 1, 2, 5).contiguous().flatten(0, 2).permute(0, 3, 1, 2)
-    over_query = F.conv2d(windows, query_weight, None, 1, padding).permute(0, 2, 3, 1)
-    over_query = over_query.view(batch, *grid, ha, wa, -1).permute(0, 3, 4, 1, 2, 5)
-    out = out + over_query if torch.is_grad_enabled() else out.add_(over_query)
-    return out.permute(0, 5, 1, 2, 3, 4)
+        out = F.conv2d(windows, weight, bias, stride, weight.shape[-1] // 2).permute(0, 2, 3, 1)
+    return out.reshape(batch, ha, wa, *grid, -1)
+
+
+def over_query(
+    pruned: Tensor,  # (B, hb, wb, ha, wa, I), contiguous
+    weight: Tensor,  # (O, I, k, k)
+) -> Tensor:  # (B, ha, wa, hb, wb, O), not contiguous
+    """The convolution over the query, at every support position that is left."""
+    windows = pruned.flatten(0, 2).permute(0, 3, 1, 2)
+    out = F.conv2d(windows, weight, None, 1, weight.shape[-1] // 2).permute(0, 2, 3, 1)
+    return out.reshape(*pruned.shape[:5], -1).permute(0, 3, 4, 1, 2, 5)
 
 
 def _dense(weight: Tensor, size: tuple[int, int], stride: int) -> Tensor:

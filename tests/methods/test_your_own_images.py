@@ -101,6 +101,15 @@ def test_changing_a_weight_changes_the_fingerprint() -> None:
     assert model.fingerprint() != before
 
 
+def test_a_model_made_in_inference_mode_has_a_fingerprint() -> None:
+    with torch.inference_mode():
+        model = make()
+        before = model.fingerprint()
+        assert before == make().fingerprint()
+        next(model.encoder.parameters()).add_(1)
+        assert model.fingerprint() != before
+
+
 def test_one_label_of_a_label_map_can_be_taken() -> None:
     model = make()
     image, mask = picture()

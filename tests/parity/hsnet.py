@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import Tensor
 
 from fastfss.encoders import create_encoder
 from fastfss.methods import HSNet
-from fastfss.methods.hypercorrelation import HypercorrelationLearner, resize_query
+from fastfss.methods.hypercorrelation import HypercorrelationLearner, Level, resize_query
 from fastfss.ops import center_pivot_conv4d, dense_correlation
 from fastfss.protocols import FoldMeter
 from fastfss.weights import load_into
@@ -28,6 +29,8 @@ def run_hsnet(case: Case, report: Report) -> None:
         "corr": _corr,
         "eval": _eval,
     }
+    if case.value("kind") == "sampling":
+        pytest.skip("HSNet's sampler of episodes is not in fastfss yet")
     runners[str(case.value("kind"))](case, report)
 
 
@@ -92,10 +95,11 @@ def _intermediates(
     maps = model.pyramid(query)
     for index, name in enumerate(model.layers):
         report.compare_if_there(case, f"query_feat_{index}", maps[name][0, :8, ::2, ::2])
-    correlations = []
-    for number, level in zip((2, 3, 4), model.levels, strict=True):
-        one = dense_correlation([maps[n] for n in level], [support[n] for n in level])
-        correlations.append(one)
+    levels = [
+        Level([maps[n] for n in names], [support[n] for n in names]) for names in model.levels
+    ]
+    correlations = [level.correlations() for level in levels]
+    for number, one in zip((2, 3, 4), correlations, strict=True):
         first = one[0, :8]
         report.compare_if_there(case, f"corr_l{number}_support_mean", first.mean((3, 4)))
         report.compare_if_there(case, f"corr_l{number}_query_mean", first.mean((1, 2)))
@@ -105,21 +109,21 @@ def _intermediates(
     report.compare_if_there(case, "corr_mean", means)
     learner = model.hpn_learner
     found: dict[str, Tensor] = {}
-    names = [n for n, _ in learner.named_children() if n.startswith("encoder_layer")]
     hooks = [
-        learner.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: found.update({name: output})
+        block[-1].register_forward_hook(
+            lambda _module, _inputs, output, name=name: found.update({name: output.clone()})
         )
-        for name in names
+        for name, block in learner.named_children()
+        if name.startswith("encoder_layer")
     ]
-    mixed = learner.mix(*correlations)
+    mixed = learner.mix(*levels)
     for hook in hooks:
         hook.remove()
     step = 6 if "[0,:4,::6,::6]" in str(case["note"]) else 3
     for name, output in found.items():
         report.compare_if_there(case, name, output[0, :4, ::step, ::step])
     report.compare_if_there(case, "encoded", mixed[0, ::4, ::2, ::2])
-    report.compare_if_there(case, "learner_logits", learner(*correlations)[0, :, ::2, ::2])
+    report.compare_if_there(case, "learner_logits", learner(*levels)[0, :, ::2, ::2])
 
 
 def _train(case: Case, report: Report) -> None:

@@ -1,0 +1,93 @@
+"""HSNet with ResNet-50 at 400 px against the published forward, in the same run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.compare import compare
+from fastfss import HSNet, create_encoder
+from tests.methods.published_hsnet import published_learner, published_predict
+from tests.published import hsnet_correlation
+
+SIZE = 400
+
+
+def model() -> HSNet:
+    torch.manual_seed(0)
+    return HSNet(create_encoder("hsnet_resnet50")).eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_head(benchmark: Any, dtype: torch.dtype) -> None:
+    whole = model()
+    fast = whole.for_inference(dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    maps = {
+        info.name: torch.randn(
+            1, info.channels, -(-SIZE // info.stride), -(-SIZE // info.stride), generator=generator
+        )
+        for info in whole.encoder.features
+    }
+    typed = {
+        name: one.to(dtype).contiguous(memory_format=torch.channels_last)
+        for name, one in maps.items()
+    }
+
+    def published() -> Tensor:
+        levels = [
+            hsnet_correlation([maps[n].clone() for n in names], [maps[n].flip(-1) for n in names])
+            for names in whole.levels
+        ]
+        return published_learner(whole.hpn_learner, levels)
+
+    flipped = {name: one.flip(-1) for name, one in typed.items()}
+
+    def ours() -> Tensor:
+        return fast.match(typed, flipped)
+
+    wanted = published()
+    error = (ours().float() - wanted).norm() / wanted.norm()
+    measured = compare({"published": published, "ours": ours}, seconds=20, caches="warm")
+    benchmark.pedantic(ours, rounds=3)
+    benchmark.extra_info.update(
+        measured.as_dict(),
+        ratio=round(measured.ratio("published", "ours"), 2),
+        relative_error=float(error),
+    )
+    print(f"\nHSNet correlations and learner {dtype}: {measured}\n  relative error {error:.1e}")
+    assert error < (1e-5 if dtype == torch.float32 else 5e-2)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shots", [1, 5])
+def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtype) -> None:
+    whole = model()
+    fast = whole.for_inference(dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
+    masks = torch.zeros(1, shots, SIZE, SIZE)
+    masks[..., 100:300, 150:350] = 1
+    query = torch.randn(1, 3, SIZE, SIZE, generator=generator)
+    task = fast.encode_support(images.to(dtype), masks)
+    typed = query.to(dtype)
+    supports, support_masks = list(images.unbind(1)), list(masks.unbind(1))
+    measured = compare(
+        {
+            "published": lambda: published_predict(whole, supports, support_masks, query),
+            "ours": lambda: fast.segment(typed, task),
+        },
+        seconds=20,
+        min_rounds=3,
+        caches="warm",
+    )
+    benchmark.pedantic(lambda: fast.segment(typed, task), rounds=3)
+    benchmark.extra_info.update(
+        measured.as_dict(), ratio=round(measured.ratio("published", "ours"), 2)
+    )
+    print(f"\nHSNet {shots}-shot {dtype}: {measured}")
