@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 FAMILIES = (
     "deep_resnet50",
     "hsnet_resnet50",
-    "hsnet_vgg16",
     "resnet18",
     "resnet50",
     "vgg16_bn",
