@@ -9,13 +9,14 @@ Example:
 from __future__ import annotations
 
 from fastfss.encoders import create_encoder, list_encoders
-from fastfss.methods import MLC, SSP, HSNet, create_model, list_models, model_info
+from fastfss.methods import DCAMA, MLC, SSP, HSNet, create_model, list_models, model_info
 from fastfss.result import Result
 from fastfss.task import Task
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DCAMA",
     "MLC",
     "SSP",
     "HSNet",

@@ -12,7 +12,7 @@ import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        HSNet MLC SSP
+        DCAMA HSNet MLC SSP
         Result Task create_encoder create_model list_encoders list_models model_info
     """,
     fastfss.ops: """
@@ -21,6 +21,7 @@ PUBLIC = {
         Explanation explain
     """,
     fastfss.methods: """
+        DCAMA
         HSNet
         MLC
         SSP SSPOutput SelfSupportConfig

@@ -18,7 +18,7 @@ SIZE = 400
 
 def model() -> HSNet:
     torch.manual_seed(0)
-    return HSNet(create_encoder("hsnet_resnet50")).eval()
+    return HSNet(create_encoder("blocks_resnet50")).eval()
 
 
 @torch.inference_mode()

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastfss.encoders.base import Encoder
 from fastfss.encoders.deep_stem_resnet import DeepStemResNet
-from fastfss.encoders.hypercorrelation import PreActivationResNet, PreActivationVGG
+from fastfss.encoders.every_block import EveryBlockResNet, EveryBlockVGG
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
+from fastfss.encoders.swin import EveryBlockSwin
 from fastfss.encoders.timm_encoder import PREFIX, TimmEncoder
 from fastfss.encoders.torchvision_encoders import TorchvisionResNet, TorchvisionSequential
 from fastfss.errors import CheckpointError
@@ -23,8 +24,9 @@ _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     **dict.fromkeys(("deep_resnet50", "deep_resnet101"), DeepStemResNet),
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), TorchvisionResNet),
     **dict.fromkeys(("vgg16", "vgg16_bn", "mobilenet_v2", "squeezenet1_1"), TorchvisionSequential),
-    **dict.fromkeys(("hsnet_resnet50", "hsnet_resnet101"), PreActivationResNet),
-    "hsnet_vgg16": lambda _name: PreActivationVGG(),
+    **dict.fromkeys(("blocks_resnet50", "blocks_resnet101"), EveryBlockResNet),
+    "blocks_swin_b": lambda _name: EveryBlockSwin(),
+    "blocks_vgg16": lambda _name: EveryBlockVGG(),
     "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),
 }
 

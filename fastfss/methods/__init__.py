@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastfss.methods.base import FewShotSegmenter, Prediction
+from fastfss.methods.dcama import DCAMA
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.mlc import MLC
@@ -11,6 +12,7 @@ from fastfss.methods.self_support import SelfSupportConfig
 from fastfss.methods.ssp import SSP, SSPOutput
 
 __all__ = [
+    "DCAMA",
     "MLC",
     "SSP",
     "FewShotSegmenter",

@@ -32,8 +32,8 @@ class HSNet(FewShotSegmenter):
     The backbone stays as ImageNet made it. Shots are segmented one by one and vote.
 
     Args:
-        encoder: published with "hsnet_resnet50", "hsnet_resnet101" and "hsnet_vgg16"; others need
-            maps at strides 8, 16 and 32.
+        encoder: published with "blocks_resnet50", "blocks_resnet101" and "blocks_vgg16"; others
+            need maps at strides 8, 16 and 32.
         layers: the maps to correlate; all of those strides by default.
         size: both sides to which `fit` and `predict` bring images; published: 400.
         fusion: "vote" as published: a pixel is foreground where at least half as many shots say so
@@ -50,7 +50,7 @@ class HSNet(FewShotSegmenter):
         paper="Min, Kang, Cho: Hypercorrelation Squeeze for Few-Shot Segmentation",
         venue="ICCV 2021",
         arxiv="2104.01538",
-        encoders=("hsnet_resnet50", "hsnet_resnet101", "hsnet_vgg16"),
+        encoders=("blocks_resnet50", "blocks_resnet101", "blocks_vgg16"),
         parity="golden cases: forward, five shots, training step, correlation, 4D convolution",
         weights_licence="none (the authors' repository has no licence file)",
     )

@@ -10,6 +10,7 @@ from typing import Any
 from fastfss.encoders import Encoder, create_encoder, load_encoder
 from fastfss.errors import expected, expected_kind
 from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.dcama import DCAMA
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
@@ -17,6 +18,7 @@ from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
 _CLASSES: tuple[type[FewShotSegmenter], ...] = (
+    DCAMA,
     HSNet,
     MLC,
     SSP,

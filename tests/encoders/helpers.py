@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 # One of each family: the others differ in their numbers alone, which the test of shapes covers.
 FAMILIES = (
     "deep_resnet50",
-    "hsnet_resnet50",
+    "blocks_resnet50",
     "resnet18",
     "resnet50",
     "vgg16_bn",

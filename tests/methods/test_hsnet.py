@@ -20,7 +20,7 @@ from tests.tolerances import assert_close
 def network() -> HSNet:
     """Random weights, the last bias such that both labels occur."""
     torch.manual_seed(0)
-    model = HSNet(create_encoder("hsnet_resnet50")).eval()
+    model = HSNet(create_encoder("blocks_resnet50")).eval()
     images, masks, query = episode(shots=3)
     with torch.no_grad():
         shots = model.shot_logits(query, [model.encode_support(images, masks)], (97, 97))[0]
@@ -86,7 +86,7 @@ def test_half_of_the_most_votes_is_enough(network: HSNet) -> None:
 @torch.no_grad()
 def test_mean_fusion_is_the_mean_of_the_shots() -> None:
     torch.manual_seed(0)
-    model = HSNet(create_encoder("hsnet_resnet50"), fusion="mean").eval()
+    model = HSNet(create_encoder("blocks_resnet50"), fusion="mean").eval()
     images, masks, query = episode(shots=2)
     task = model.encode_support(images, masks)
     shots = model.shot_logits(query, [task], (97, 97))[0]
@@ -141,7 +141,7 @@ def test_group_norm_is_torchs() -> None:
 
 def test_training_reaches_the_learner_alone() -> None:
     torch.manual_seed(0)
-    model = HSNet(create_encoder("hsnet_resnet50")).train()
+    model = HSNet(create_encoder("blocks_resnet50")).train()
     images, masks, query = episode(batch=2)
     masks = torch.ones_like(masks)  # a stride over the support may skip a smaller object
     mask = torch.zeros(2, 97, 97)

@@ -35,7 +35,7 @@ def run_hsnet(case: Case, report: Report) -> None:
 
 
 def _model(case: Case) -> HSNet:
-    model = HSNet(create_encoder(f"hsnet_{case.value('backbone')}"))
+    model = HSNet(create_encoder(f"blocks_{case.value('backbone')}"))
     weights = case.weights()
     model.load_checkpoint(weights, case.path.name)
     unused = ("backbone.fc.", "backbone.classifier.")

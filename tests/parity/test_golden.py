@@ -14,15 +14,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.parity.dcama import run_dcama
 from tests.parity.golden import Case, Report, Runner, cases
 from tests.parity.hsnet import run_hsnet
 from tests.parity.ssp_mlc import run_mlc, run_ssp
 
-RUNNERS: dict[str, Runner] = {"hsnet": run_hsnet, "mlc": run_mlc, "ssp": run_ssp}
+RUNNERS: dict[str, Runner] = {
+    "dcama": run_dcama,
+    "hsnet": run_hsnet,
+    "mlc": run_mlc,
+    "ssp": run_ssp,
+}
 
 # Methods of the golden cases that fastfss does not hold yet; a name in neither list is an error.
 NOT_YET = {
-    *("amp", "canet", "clip", "dcama", "denet", "guided", "imr", "metrics"),
+    *("amp", "canet", "clip", "denet", "guided", "imr", "metrics"),
     *("panet", "pfenet", "pgnet", "ppnet"),
 }
 

@@ -1,6 +1,6 @@
-"""ImageNet networks that return every map between a residual sum (or convolution) and its ReLU.
+"""ImageNet networks that return the map of every block, before its ReLU.
 
-The many levels from which HSNet makes its hypercorrelations (Min et al., ICCV 2021, section 4.1).
+The many levels that HSNet (Min et al., ICCV 2021) and DCAMA (Shi et al., ECCV 2022) compare.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from fastfss.encoders.base import (
 from fastfss.encoders.deep_stem_resnet import Bottleneck
 from fastfss.encoders.torchvision_encoders import TorchvisionSequential, download
 
-_DEPTHS = {"hsnet_resnet50": (3, 4, 6, 3), "hsnet_resnet101": (3, 4, 23, 3)}
+_DEPTHS = {"blocks_resnet50": (3, 4, 6, 3), "blocks_resnet101": (3, 4, 23, 3)}
 _STEM = ("conv1", "bn1", "relu", "maxpool")
 
 
-class PreActivationResNet(StagedEncoder):
-    """ResNet-50 or -101 in torchvision's layout, a map for every block of layer2, layer3, layer4.
+class EveryBlockResNet(StagedEncoder):
+    """ResNet-50 or -101 in torchvision's layout, a map for every bottleneck.
 
     Map "layer3.5" is the sum that leaves the sixth block of layer3, before its closing ReLU, so
     that it has both signs; the network goes on behind the ReLU.
 
     Args:
-        name: "hsnet_resnet50" or "hsnet_resnet101".
+        name: "blocks_resnet50" or "blocks_resnet101".
 
     Raises:
         ValueError: another name.
@@ -37,7 +37,7 @@ class PreActivationResNet(StagedEncoder):
 
     ignored_keys = ("fc.*",)
 
-    def __init__(self, name: str = "hsnet_resnet50") -> None:
+    def __init__(self, name: str = "blocks_resnet50") -> None:
         if name not in _DEPTHS:
             raise ValueError(f"name: expected one of {', '.join(_DEPTHS)}, got {name!r}")
         depths = _DEPTHS[name]
@@ -45,13 +45,10 @@ class PreActivationResNet(StagedEncoder):
         path = list(_STEM)
         for stage, blocks in enumerate(depths, start=1):
             for block in range(blocks):
-                path.append(f"layer{stage}.{block}")
-                if stage > 1:
-                    map_name = f"layer{stage}.{block}"
-                    features.append(FeatureInfo(map_name, 128 * 2**stage, 2 ** (stage + 1)))
-                    stages[map_name] = tuple(path)
-                    path.clear()
-                path.append("relu")
+                map_name = f"layer{stage}.{block}"
+                features.append(FeatureInfo(map_name, 128 * 2**stage, 2 ** (stage + 1)))
+                stages[map_name] = (*path, map_name)
+                path = ["relu"]
         super().__init__(name, features, IMAGENET_NORMALIZATION, stages)
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -71,25 +68,25 @@ class PreActivationResNet(StagedEncoder):
 
     def pretrained(self) -> dict[str, Tensor]:
         """torchvision's ImageNet weights."""
-        return download(self.name.removeprefix("hsnet_"))
+        return download(self.name.removeprefix("blocks_"))
 
     def _drop(self, features: Sequence[FeatureInfo]) -> None:
         for feature in features:
             for path in self._stages.pop(feature.name):
                 parent, _, leaf = path.rpartition(".")
-                if parent:  # the ReLU serves all blocks
+                if path != "relu":  # which serves all blocks
                     delattr(self.get_submodule(parent), leaf)
 
 
-class PreActivationVGG(TorchvisionSequential):
-    """VGG-16 of torchvision with the maps of HSNet: conv4_1 to conv5_3 before ReLU, and pool5.
+class EveryBlockVGG(TorchvisionSequential):
+    """VGG-16 of torchvision, maps "conv4_1" to "conv5_3", each before its ReLU, and "pool5".
 
     Source: Min et al., ICCV 2021; the pools round sizes down.
     """
 
     def __init__(self) -> None:
         super().__init__("vgg16")
-        self.name = "hsnet_vgg16"
+        self.name = "blocks_vgg16"
         self.body.append(nn.MaxPool2d(2, stride=2))
         self.features = (
             *(FeatureInfo(f"conv4_{number}", 512, 8) for number in (1, 2, 3)),

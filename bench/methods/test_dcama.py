@@ -1,0 +1,45 @@
+"""DCAMA with ResNet-50 at 384 px against the published forward, in the same run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bench.compare import compare
+from fastfss import DCAMA, create_encoder
+from tests.methods.published_dcama import published_forward
+
+SIZE = 384
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shots", [1, 5])
+@torch.inference_mode()
+def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = DCAMA(create_encoder("blocks_resnet50")).eval()
+    fast = model.for_inference(dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
+    masks = torch.zeros(1, shots, SIZE, SIZE)
+    masks[..., 100:300, 150:350] = 1
+    query = torch.randn(1, 3, SIZE, SIZE, generator=generator)
+    task = fast.encode_support(images.to(dtype), masks)
+    typed = query.to(dtype)
+    supports, support_masks = list(images.unbind(1)), list(masks.unbind(1))
+    measured = compare(
+        {
+            "published": lambda: published_forward(model, supports, support_masks, query),
+            "ours": lambda: fast.segment(typed, task),
+        },
+        seconds=20,
+        min_rounds=3,
+        caches="warm",
+    )
+    benchmark.pedantic(lambda: fast.segment(typed, task), rounds=3)
+    benchmark.extra_info.update(
+        measured.as_dict(), ratio=round(measured.ratio("published", "ours"), 2)
+    )
+    print(f"\nDCAMA {shots}-shot {dtype}: {measured}")

@@ -1,0 +1,328 @@
+"""DCAMA: the query's mask as the support's mask, carried over by dense cross attention.
+
+Shi, Wei, Zhang, Lu, Ning, Chen, Ma, Zheng: "Dense Cross-Query-and-Support Attention Weighted Mask
+Aggregation for Few-Shot Segmentation", ECCV 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastfss.encoders import Encoder
+from fastfss.errors import expected
+from fastfss.methods.base import FewShotSegmenter, Images, Prediction, stacked_shots
+from fastfss.methods.info import MethodInfo
+from fastfss.ops import dense_match
+from fastfss.task import Task
+from fastfss.weights import KeyMap
+
+HEADS = 8
+SKIP_STRIDE = 4
+STRIDES = (8, 16, 32)  # of the maps that attend, shallow to deep
+
+DCAMA_KEYS = KeyMap("DCAMA", (("feature_extractor.", "encoder."),))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The maps of one stride, shallow to deep, and their channels."""
+
+    stride: int
+    layers: tuple[str, ...]
+    channels: int
+
+
+class DCAMA(FewShotSegmenter):
+    """DCAMA: attention of every query position over all support pixels, with the mask as value.
+
+    The backbone stays as ImageNet made it. The shots of a task share one softmax.
+
+    Args:
+        encoder: published with "blocks_resnet50", "blocks_resnet101" and "blocks_swin_b"; others
+            need maps at strides 4, 8, 16 and 32, those of one stride with equal channels.
+        layers: the maps to use; all of those strides by default.
+        size: both sides to which `fit` and `predict` bring images; published: 384.
+        dropout: of tokens and of attention weights in training.
+    """
+
+    method = "dcama"
+    info = MethodInfo(
+        title="DCAMA",
+        paper="Shi, Wei, Zhang, Lu, Ning, Chen, Ma, Zheng: Dense Cross-Query-and-Support Attention "
+        "Weighted Mask Aggregation for Few-Shot Segmentation",
+        venue="ECCV 2022",
+        arxiv="2207.08549",
+        encoders=("blocks_resnet50", "blocks_resnet101", "blocks_swin_b"),
+        parity="five golden cases: forward of three backbones, five shots, a training step",
+    )
+    published_keys = DCAMA_KEYS
+    head_keys = ("model.",)
+    # Tables that are computed.
+    ignored_keys = ("model.pe.*",)
+    frame = "square"
+    default_size = 384
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        layers: Sequence[str] | None = None,
+        size: int | None = None,
+        *,
+        dropout: float = 0.5,
+    ) -> None:
+        strides = (SKIP_STRIDE, *STRIDES)
+        if layers is None:
+            layers = [one.name for one in encoder.features if one.stride in strides]
+        super().__init__(encoder, layers, size)
+        if not 0 <= dropout < 1:
+            raise expected("dropout", "0 <= dropout < 1", str(dropout))
+        infos = [encoder.info(layer) for layer in self.layers]
+        stages = []
+        for stride in strides:
+            members = [one for one in infos if one.stride == stride]
+            widths = {one.channels for one in members}
+            if len(widths) != 1:
+                wanted = f"maps of {encoder.name} at stride {stride}, of equal channels"
+                came = ", ".join(f"{one.name} ({one.stride})" for one in infos)
+                raise expected("layers", wanted, came)
+            stages.append(Stage(stride, tuple(one.name for one in members), widths.pop()))
+        self.skip_stage, *attending = stages
+        self.stages = tuple(attending)
+        # The last map of each of the two finest strides goes to the decoder as it is.
+        self.skips = (self.stages[0].layers[-1], self.skip_stage.layers[-1])
+        self.model = MaskAggregation(self.stages, self.skip_stage.channels, dropout)
+        encoder.requires_grad_(False)
+
+    def encode_support(self, images: Images, masks: Images) -> Task:
+        """Turn a support set into attention keys; see FewShotSegmenter.encode_support.
+
+        All shots have one size. The Task holds for each attending layer "key.<layer>"
+        (B, K, C, h, w), for each stride "mask.<stride>" (B, K, h, w), and the decoder's
+        "skip.<layer>" (B, K, C, h, w).
+        """
+        shots, shot_masks = stacked_shots(images, masks)
+        batch, count = shots.shape[:2]
+        maps = self.pyramid(shots.flatten(0, 1))
+        objects = (shot_masks.flatten(0, 1) == 1).unsqueeze(1).to(shots.dtype)
+        tensors = {f"skip.{name}": maps[name] for name in self.skips}
+        for stage, block in zip(self.stages, self.model.blocks, strict=True):
+            grid = maps[stage.layers[0]].shape[-2:]
+            resized = F.interpolate(objects, grid, mode="bilinear", align_corners=True)
+            tensors[f"mask.{stage.stride}"] = resized.squeeze(1)
+            keys = block.project(torch.stack([maps[name] for name in stage.layers], dim=1), 1)
+            tensors |= {f"key.{n}": keys[:, i] for i, n in enumerate(stage.layers)}
+        apart = {key: one.unflatten(0, (batch, count)) for key, one in tensors.items()}
+        return Task(self.method, apart)
+
+    def segment(
+        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    ) -> Prediction:
+        """Segment query images; see FewShotSegmenter.segment."""
+        tasks = self.ways_of(query, task)
+        size = output_size or (query.shape[2], query.shape[3])
+        maps = self.pyramid(query)
+        queries = self.queries(maps)
+        logits = [self.match(maps, queries, one) for one in tasks]
+        if logits[0].shape[-2:] != size:
+            logits = [
+                F.interpolate(one, size, mode="bilinear", align_corners=True) for one in logits
+            ]
+        return Prediction.from_pairs(logits)
+
+    def queries(self, maps: dict[str, Tensor]) -> list[Tensor]:
+        """The projected queries (B, L, C, h, w) of each stage."""
+        return [
+            block.project(torch.stack([maps[name] for name in stage.layers], dim=1), 0)
+            for stage, block in zip(self.stages, self.model.blocks, strict=True)
+        ]
+
+    def coarse_masks(self, queries: list[Tensor], task: Task) -> list[Tensor]:
+        """The aggregated masks (B, L, h, w) of each stage."""
+        batch = queries[0].shape[0]
+        coarse = []
+        for stage, block, query in zip(self.stages, self.model.blocks, queries, strict=True):
+            names = [f"key.{name}" for name in stage.layers]
+            for name in names:
+                if name not in task.tensors or task.tensors[name].shape[2] != stage.channels:
+                    came = ", ".join(f"{k} {tuple(v.shape)}" for k, v in task.tensors.items())
+                    raise expected("task", f"{name} (B, K, {stage.channels}, h, w)", came)
+            # One softmax over the positions of all shots.
+            keys = torch.stack(
+                [task.tensors[name].to(query.dtype).transpose(1, 2).flatten(2) for name in names],
+                dim=1,
+            )
+            values = task.tensors[f"mask.{stage.stride}"].to(query.dtype).flatten(1)
+            coarse.append(block(query, keys.expand(batch, -1, -1, -1), values.expand(batch, -1)))
+        return coarse
+
+    def match(self, maps: dict[str, Tensor], queries: list[Tensor], task: Task) -> Tensor:
+        """Logits (B, 2, 4h, 4w) for one task, h x w being the grid of stride 4."""
+        coarse = self.coarse_masks(queries, task)
+        skips = []
+        for name in self.skips:
+            # Of several shots the decoder sees the largest value at each position.
+            support = task.tensors[f"skip.{name}"].to(maps[name].dtype).amax(dim=1)
+            skips.append((maps[name], support.expand(maps[name].shape[0], -1, -1, -1)))
+        logits: Tensor = self.model(coarse, *skips)
+        return logits
+
+    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps that are used, without gradient: the backbone is never trained."""
+        wanted = [name for stage in self.stages for name in stage.layers]
+        with torch.no_grad():
+            maps: dict[str, Tensor] = self.encoder(images, [self.skips[1], *wanted])
+        return maps
+
+    def forward(self, images: Images, masks: Images, query: Tensor) -> Tensor:
+        """The training forward: logits (B, 2, H, W); arguments as in encode_support and segment."""
+        return self.segment(query, self.encode_support(images, masks)).logits
+
+    def loss(self, logits: Tensor, query_mask: Tensor) -> Tensor:
+        """Cross-entropy over all pixels; 255 counts as background, as published.
+
+        Args:
+            logits: (B, 2, H, W).
+            query_mask: (B, H, W) of {0, 1, 255}.
+        """
+        return F.cross_entropy(logits, (query_mask == 1).long())
+
+
+class MaskAttention(nn.Module):
+    """A = softmax(Q K^T / sqrt(d)) per head; the mean over heads of A times the support's mask.
+
+    Shared by all maps of a stage. `linears` holds the projections of query and key; there is none
+    of the value and none of the output.
+    """
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(channels, channels) for _ in range(2))
+        self.dropout = dropout
+
+    def project(self, maps: Tensor, side: int) -> Tensor:
+        """Queries (side 0) or keys (side 1): (B, L, C, h, w) to the same shape."""
+        linear = self.linears[side]
+        assert isinstance(linear, nn.Linear)
+        tokens = maps.flatten(3)
+        tokens = tokens + position_table(*tokens.shape[2:], like=tokens)
+        tokens = F.dropout(tokens, self.dropout, self.training)
+        projected = torch.matmul(linear.weight, tokens) + linear.bias[:, None]
+        return projected.view(maps.shape)
+
+    def forward(
+        self,
+        query: Tensor,  # (B, L, C, h, w)
+        key: Tensor,  # (B, L, C, M), M the positions of all shots
+        value: Tensor,  # (B, M)
+    ) -> Tensor:  # (B, L, h, w)
+        """Aggregate the mask."""
+        batch, layers, channels, height, width = query.shape
+        depth = channels // HEADS
+        q = query.reshape(batch * layers * HEADS, depth, -1)
+        k = key.reshape(batch * layers * HEADS, depth, -1)
+        scale = depth**-0.5
+        if self.training and self.dropout > 0:
+            attention = F.dropout((scale * q.transpose(1, 2) @ k).softmax(dim=2), self.dropout)
+            v = value.repeat_interleave(layers * HEADS, dim=0).unsqueeze(2)
+            weighted = (attention @ v).squeeze(2)
+        else:
+            v = value.repeat_interleave(layers * HEADS, dim=0).unsqueeze(1)
+            weighted = dense_match(q, k, v, scale=scale, normalize=False).squeeze(1)
+        return weighted.view(batch, layers, HEADS, height, width).mean(dim=2)
+
+
+class MaskAggregation(nn.Module):
+    """Attention blocks and decoder; attribute names are the published keys'.
+
+    Args:
+        stages: of the attending maps, shallow to deep.
+        skip_channels: of the map of stride 4.
+        dropout: see DCAMA.
+    """
+
+    def __init__(self, stages: Sequence[Stage], skip_channels: int, dropout: float) -> None:
+        super().__init__()
+        for stage in stages:
+            if stage.channels % HEADS:
+                came = f"{stage.channels} at stride {stage.stride}"
+                raise expected("encoder", f"maps with a multiple of {HEADS} channels", came)
+        self.DCAMA_blocks = nn.ModuleList(MaskAttention(s.channels, dropout) for s in stages)
+        two, three, four = (len(stage.layers) for stage in stages)
+        self.conv1 = _conv_block(four, (16, 64, 128), (3, 3, 3))
+        self.conv2 = _conv_block(three, (16, 64, 128), (5, 3, 3))
+        self.conv3 = _conv_block(two, (16, 64, 128), (5, 5, 3))
+        self.conv4 = _conv_block(128, (128, 128, 128), (3, 3, 3))
+        self.conv5 = _conv_block(128, (128, 128, 128), (3, 3, 3))
+        inputs = 128 + 2 * stages[0].channels + 2 * skip_channels
+        self.mixer1 = _mixer(inputs, 128, 64, last_relu=True)
+        self.mixer2 = _mixer(64, 64, 16, last_relu=True)
+        self.mixer3 = _mixer(16, 16, 2, last_relu=False)
+
+    @property
+    def blocks(self) -> list[MaskAttention]:
+        """The attention of each stage."""
+        return [block for block in self.DCAMA_blocks if isinstance(block, MaskAttention)]
+
+    def forward(
+        self,
+        coarse: Sequence[Tensor],  # (B, L, h, w) of strides 8, 16, 32
+        fine: tuple[Tensor, Tensor],  # query and support (B, C, h, w), stride 8
+        finest: tuple[Tensor, Tensor],  # likewise, stride 4
+    ) -> Tensor:  # (B, 2, 4h, 4w), h x w of stride 4
+        """Decode the coarse masks, deep to shallow."""
+        two, three, four = coarse
+        y = self.conv1(four)
+        y = self.conv4(_resize(y, three.shape[-2:]) + self.conv2(three))
+        y = self.conv5(_resize(y, two.shape[-2:]) + self.conv3(two))
+        y = torch.cat([y, *fine], dim=1)
+        y = _double(y)
+        if y.shape[-2:] != finest[0].shape[-2:]:
+            y = _resize(y, finest[0].shape[-2:])
+        y = self.mixer1(torch.cat([y, *finest], dim=1))
+        y = self.mixer2(_double(y))
+        logits: Tensor = self.mixer3(_double(y))
+        return logits
+
+
+def position_table(channels: int, positions: int, *, like: Tensor) -> Tensor:
+    """(C, N): sin(p 10000^(-2i/C)) in row 2i and its cosine in row 2i + 1, for the flat index p."""
+    place = torch.arange(positions, device=like.device, dtype=torch.float32)
+    even = torch.arange(0, channels, 2, device=like.device, dtype=torch.float32)
+    angles = (even * (-torch.log(torch.tensor(10000.0)) / channels)).exp()[:, None] * place
+    return torch.stack([angles.sin(), angles.cos()], dim=1).flatten(0, 1).to(like.dtype)
+
+
+def _conv_block(inputs: int, widths: Sequence[int], kernels: Sequence[int]) -> nn.Sequential:
+    """Convolution, group norm and ReLU, three times."""
+    parts: list[nn.Module] = []
+    for width, kernel in zip(widths, kernels, strict=True):
+        parts += [
+            nn.Conv2d(inputs, width, kernel, padding=kernel // 2),
+            nn.GroupNorm(4, width),
+            nn.ReLU(inplace=True),
+        ]
+        inputs = width
+    return nn.Sequential(*parts)
+
+
+def _mixer(inputs: int, middle: int, outputs: int, *, last_relu: bool) -> nn.Sequential:
+    parts = [
+        nn.Conv2d(inputs, middle, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(middle, outputs, 3, padding=1),
+        nn.ReLU(inplace=True),
+    ]
+    return nn.Sequential(*(parts if last_relu else parts[:-1]))
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
+
+
+def _double(x: Tensor) -> Tensor:
+    return _resize(x, (2 * x.shape[2], 2 * x.shape[3]))
