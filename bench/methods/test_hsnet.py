@@ -46,6 +46,8 @@ def test_head(benchmark: Any, dtype: torch.dtype) -> None:
         return published_learner(whole.hpn_learner, levels)
 
     flipped = {name: one.flip(-1) for name, one in typed.items()}
+    grids = {32: 13, 16: 25, 8: 50}
+    flipped |= {f"mask.{stride}": torch.ones(1, side, side) for stride, side in grids.items()}
 
     def ours() -> Tensor:
         return fast.match(typed, flipped)

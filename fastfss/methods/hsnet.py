@@ -96,17 +96,21 @@ class HSNet(FewShotSegmenter):
     def encode_support(self, images: Images, masks: Images) -> Task:
         """Turn a support set into masked feature maps; see FewShotSegmenter.encode_support.
 
-        All shots have one size. The Task holds a map (B, K, C, h, w) a layer, under its name.
+        All shots have one size. The Task holds a map (B, K, C, h, w) a layer, under its name, and
+        "mask.<stride>" (B, K, h, w).
         """
         shots, shot_masks = stacked_shots(images, masks)
         batch, count = shots.shape[:2]
         maps = self.pyramid(shots.flatten(0, 1))
         objects = (shot_masks.flatten(0, 1) == 1).unsqueeze(1).to(shots.dtype)
         tensors = {}
-        for name, one in maps.items():
-            soft = F.interpolate(objects, one.shape[-2:], mode="bilinear", align_corners=True)
-            tensors[name] = (one * soft).unflatten(0, (batch, count))
-        return Task(self.method, tensors)
+        for stride, names in zip(STRIDES, self.levels, strict=True):
+            grid = maps[names[0]].shape[-2:]
+            soft = F.interpolate(objects, grid, mode="bilinear", align_corners=True)
+            tensors[f"mask.{stride}"] = soft.squeeze(1)
+            tensors |= {name: maps[name] * soft for name in names}
+        apart = {key: one.unflatten(0, (batch, count)) for key, one in tensors.items()}
+        return Task(self.method, apart)
 
     def segment(
         self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
@@ -131,6 +135,9 @@ class HSNet(FewShotSegmenter):
             name: torch.cat([self._support(one, name, maps[name]) for one in tasks], dim=1)
             for name in self.layers
         }
+        for stride in STRIDES:
+            masks = [one.tensors[f"mask.{stride}"] for one in tasks]
+            supports[f"mask.{stride}"] = torch.cat([m.expand(batch, -1, -1, -1) for m in masks], 1)
         count = supports[self.layers[0]].shape[1]
         together = max(1, (self.memory_mib << 20) // self._bytes(maps, supports))
         parts = []
@@ -146,14 +153,16 @@ class HSNet(FewShotSegmenter):
         return list(torch.cat(parts, dim=1).split([one.shots for one in tasks], dim=1))
 
     def match(self, query: dict[str, Tensor], support: dict[str, Tensor]) -> Tensor:
-        """Logits (B, 2, 2h, 2w) of maps (B, C, h, w) with masked support maps, by layer."""
-        logits: Tensor = self.hpn_learner(
-            *(
-                Level([query[n] for n in names], [support[n] for n in names])
-                for names in self.levels
-            )
-        )
+        """Logits (B, 2, 2h, 2w) of maps (B, C, h, w) with a task's, each without its shots."""
+        logits: Tensor = self.hpn_learner(*self.level_pairs(query, support))
         return logits
+
+    def level_pairs(self, query: dict[str, Tensor], support: dict[str, Tensor]) -> list[Level]:
+        """The maps of `match` by stride, fine to coarse."""
+        return [
+            Level([query[n] for n in names], [support[n] for n in names], support[f"mask.{stride}"])
+            for stride, names in zip(STRIDES, self.levels, strict=True)
+        ]
 
     def pyramid(self, images: Tensor) -> dict[str, Tensor]:
         """The maps of all layers, without gradient: the backbone is never trained."""

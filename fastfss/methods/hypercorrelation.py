@@ -34,14 +34,27 @@ class Level:
     Attributes:
         queries: L maps (B, C_l, ha, wa).
         supports: L maps (B, C_l, hb, wb), masked.
+        mask: (B, hb, wb), 0 where the supports are; None where that is not known.
     """
 
     queries: Sequence[Tensor]
     supports: Sequence[Tensor]
+    mask: Tensor | None = None
 
     def correlations(self) -> Tensor:
         """(B, L, ha, wa, hb, wb)."""
         return dense_correlation(self.queries, self.supports)
+
+    def object_box(self) -> tuple[slice, slice]:
+        """Rows and columns of the support outside of which everything is 0.
+
+        The whole grid on a GPU, where looking at the mask would wait for it.
+        """
+        if self.mask is None or self.mask.is_cuda:
+            return slice(None), slice(None)
+        seen = self.mask.ne(0).any(dim=0)
+        rows, columns = (seen.any(dim=side).nonzero().flatten().tolist() or [0] for side in (1, 0))
+        return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 class CenterPivotConv4d(nn.Module):
@@ -191,21 +204,30 @@ def _squeezed(level: Level, block: nn.Sequential) -> Tensor:
 
 
 def _correlate_and_convolve(level: Level, conv: CenterPivotConv4d) -> Tensor:
-    """conv(level.correlations()), made and used up some query rows at a time."""
+    """conv(level.correlations()), made and used up some query rows at a time.
+
+    Correlations outside of the object's box are 0 and not computed.
+    """
     assert conv.conv1.bias is not None and conv.conv2.bias is not None
     query, support = level.queries[0], level.supports[0]
     row = query[:, 0, 0].numel() * support[0, 0].numel() * len(level.queries)
-    rows = max(1, _PART_BYTES // (row * query.element_size()))
-    stride = conv.stride
+    rows = min(query.shape[2], max(1, _PART_BYTES // (row * query.element_size())))
+    stride, bias = conv.stride, conv.conv1.bias + conv.conv2.bias
+    box = level.object_box()
+    supports = [one[:, :, box[0], box[1]] for one in level.supports]
+    memory = query.new_zeros(
+        query.shape[0], rows, query.shape[3], *support.shape[2:], len(level.queries)
+    )
     outputs, pruned = [], []
     for start in range(0, query.shape[2], rows):
-        part = Level([q[:, :, start : start + rows] for q in level.queries], level.supports)
-        last = part.correlations().permute(0, 2, 3, 4, 5, 1).contiguous()
-        bias = conv.conv1.bias + conv.conv2.bias
+        part = Level([q[:, :, start : start + rows] for q in level.queries], supports)
+        last = memory[:, : part.queries[0].shape[2]]
+        last[:, :, :, box[0], box[1]] = part.correlations().permute(0, 2, 3, 4, 5, 1)
+        last = last.contiguous()  # the last part of several images may be shorter
         outputs.append(over_support(last, conv.conv2.weight, bias, stride))
-        pruned.append(last[:, :, :, ::stride, ::stride].permute(0, 3, 4, 1, 2, 5))
+        pruned.append(last[:, :, :, ::stride, ::stride].permute(0, 3, 4, 1, 2, 5).contiguous())
     out = torch.cat(outputs, dim=1)
-    out += over_query(torch.cat(pruned, dim=3).contiguous(), conv.conv1.weight)
+    out += over_query(torch.cat(pruned, dim=3), conv.conv1.weight)
     return out.permute(0, 5, 1, 2, 3, 4)
 
 

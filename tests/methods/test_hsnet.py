@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastfss
 from fastfss import HSNet, Task, create_encoder
-from fastfss.methods.hypercorrelation import GroupNorm4d, Level
+from fastfss.methods.hypercorrelation import GroupNorm4d, Level, _correlate_and_convolve
 from tests.methods.published_hsnet import published_learner, published_predict
 from tests.published import hsnet_correlation
 from tests.tolerances import assert_close
@@ -127,6 +127,23 @@ def test_the_learner_in_parts_equals_the_whole_and_the_published(
         parts = network.hpn_learner(*levels)
     assert_close(whole, published)
     assert_close(parts, published)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("area", [(slice(2, 4), slice(5, 6)), (slice(0, 0), slice(0, 0))])
+def test_what_is_outside_of_the_object_need_not_be_computed(
+    network: HSNet, area: tuple[slice, slice]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(2, 9, 8)
+    mask[0][area] = 0.5
+    mask[1, 3:7, 6:] = mask[0].any()
+    queries = [torch.randn(2, 16, 9, 8, generator=generator) for _ in range(4)]
+    supports = [torch.randn(2, 16, 9, 8, generator=generator) * mask[:, None] for _ in range(4)]
+    conv = network.hpn_learner.encoder_layer2[0]
+    whole = conv(Level(queries, supports).correlations())
+    found = _correlate_and_convolve(Level(queries, supports, mask), conv)
+    assert_close(found, whole)
 
 
 def test_group_norm_is_torchs() -> None:

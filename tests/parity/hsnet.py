@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastfss.encoders import create_encoder
 from fastfss.methods import HSNet
-from fastfss.methods.hypercorrelation import HypercorrelationLearner, Level, resize_query
+from fastfss.methods.hypercorrelation import HypercorrelationLearner, resize_query
 from fastfss.ops import center_pivot_conv4d, dense_correlation
 from fastfss.protocols import FoldMeter
 from fastfss.weights import load_into
@@ -95,9 +95,7 @@ def _intermediates(
     maps = model.pyramid(query)
     for index, name in enumerate(model.layers):
         report.compare_if_there(case, f"query_feat_{index}", maps[name][0, :8, ::2, ::2])
-    levels = [
-        Level([maps[n] for n in names], [support[n] for n in names]) for names in model.levels
-    ]
+    levels = model.level_pairs(maps, support)
     correlations = [level.correlations() for level in levels]
     for number, one in zip((2, 3, 4), correlations, strict=True):
         first = one[0, :8]
