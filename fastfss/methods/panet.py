@@ -203,8 +203,8 @@ class PANet(PrototypeSegmenter):
             ValueError: if the shapes do not fit each other.
         """
         images, masks, query = _episodes(images, masks, query)
-        if backgrounds is not None:
-            backgrounds = backgrounds.reshape(masks.shape)
+        if backgrounds is not None and backgrounds.ndim == 4:
+            backgrounds = backgrounds.unsqueeze(1)
         batch, ways, shots = images.shape[:3]
         queries = query.shape[1]
         together = self.features(torch.cat([images.flatten(0, 2), query.flatten(0, 1)]))
