@@ -11,6 +11,11 @@ from fastfss.methods import PANet, Prediction
 from fastfss.weights import load_into
 from tests.parity.golden import TOLERANCE, Case, Report, Runner, normalised
 
+# The first convolution's gradient is discontinuous: a ReLU or a pooling within rounding of a tie
+# takes another branch. Our own float32 and float64 differ by up to 6e-4 in it, and by 1e-5 in its
+# norm, over six seeds. Behind the last convolution there is no ReLU.
+FLIP_TOLERANCE = 1e-3
+
 
 def run_panet(case: Case, report: Report) -> None:
     KINDS[str(case.value("kind"))](case, report)
@@ -78,7 +83,9 @@ def _train(case: Case, report: Report) -> None:
     assert first.grad is not None
     report.compare_if_there(case, "mid_grad_last_conv", last.grad[::64, ::64])
     report.compare_if_there(case, "grad_norm_last_conv", last.grad.norm())
-    report.compare_if_there(case, "grad_norm_first_conv", first.grad.norm())
+    report.compare_if_there(
+        case, "grad_norm_first_conv", first.grad.norm(), tolerance=FLIP_TOLERANCE
+    )
 
 
 def _compare_features(
