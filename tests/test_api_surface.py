@@ -27,6 +27,12 @@ PUBLIC = {
         SSP SSPOutput SelfSupportConfig
         FewShotSegmenter MethodInfo Prediction PublishedScore create_model list_models model_info
     """,
+    fastfss: "MLC PANet SSP Result Task create_encoder create_model list_encoders list_models "
+    "model_info",
+    fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
+    "masked_average_pool prototype_match",
+    fastfss.methods: "FewShotSegmenter MLC MethodInfo PANet PANetOutput Prediction PublishedScore "
+    "SSP SSPOutput SelfSupportConfig create_model list_models model_info",
     fastfss.protocols: "ConfusionMeter FoldMeter",
 }
 

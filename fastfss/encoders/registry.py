@@ -15,6 +15,7 @@ from fastfss.encoders.deep_stem_resnet import DeepStemResNet
 from fastfss.encoders.every_block import EveryBlockResNet, EveryBlockVGG
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
 from fastfss.encoders.swin import EveryBlockSwin
+from fastfss.encoders.panet_vgg import PANetVGG
 from fastfss.encoders.timm_encoder import PREFIX, TimmEncoder
 from fastfss.encoders.torchvision_encoders import TorchvisionResNet, TorchvisionSequential
 from fastfss.errors import CheckpointError
@@ -28,6 +29,7 @@ _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     "blocks_swin_b": lambda _name: EveryBlockSwin(),
     "blocks_vgg16": lambda _name: EveryBlockVGG(),
     "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),
+    "panet_vgg16": PANetVGG,
 }
 
 

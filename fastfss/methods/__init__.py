@@ -7,6 +7,7 @@ from fastfss.methods.dcama import DCAMA
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.mlc import MLC
+from fastfss.methods.panet import PANet, PANetOutput
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig
 from fastfss.methods.ssp import SSP, SSPOutput
@@ -18,6 +19,8 @@ __all__ = [
     "FewShotSegmenter",
     "HSNet",
     "MethodInfo",
+    "PANet",
+    "PANetOutput",
     "Prediction",
     "PublishedScore",
     "SSPOutput",

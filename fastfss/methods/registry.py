@@ -14,6 +14,7 @@ from fastfss.methods.dcama import DCAMA
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
+from fastfss.methods.panet import PANet
 from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
@@ -21,6 +22,7 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     DCAMA,
     HSNet,
     MLC,
+    PANet,
     SSP,
 )
 METHODS = {method.method: method for method in _CLASSES}

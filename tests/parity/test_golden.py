@@ -23,6 +23,12 @@ RUNNERS: dict[str, Runner] = {
     "dcama": run_dcama,
     "hsnet": run_hsnet,
     "mlc": run_mlc,
+from tests.parity.panet import run_panet
+from tests.parity.ssp_mlc import run_mlc, run_ssp
+
+RUNNERS: dict[str, Runner] = {
+    "mlc": run_mlc,
+    "panet": run_panet,
     "ssp": run_ssp,
 }
 
@@ -30,6 +36,8 @@ RUNNERS: dict[str, Runner] = {
 NOT_YET = {
     *("amp", "canet", "clip", "denet", "guided", "imr", "metrics"),
     *("panet", "pfenet", "pgnet", "ppnet"),
+    *("amp", "canet", "clip", "dcama", "denet", "guided", "hsnet", "imr", "metrics"),
+    *("pfenet", "pgnet", "ppnet"),
 }
 
 CARRIED = Path(__file__).parent / "cases"
