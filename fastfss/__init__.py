@@ -9,8 +9,16 @@ Example:
 from __future__ import annotations
 
 from fastfss.encoders import create_encoder, list_encoders
-from fastfss.methods import DCAMA, MLC, SSP, HSNet, create_model, list_models, model_info
-from fastfss.methods import MLC, SSP, PANet, create_model, list_models, model_info
+from fastfss.methods import (
+    DCAMA,
+    MLC,
+    SSP,
+    HSNet,
+    PANet,
+    create_model,
+    list_models,
+    model_info,
+)
 from fastfss.result import Result
 from fastfss.task import Task
 

@@ -12,28 +12,20 @@ import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        DCAMA HSNet MLC SSP
-        Result Task create_encoder create_model list_encoders list_models model_info
+        DCAMA HSNet MLC PANet Result SSP Task create_encoder create_model list_encoders
+        list_models model_info
     """,
     fastfss.ops: """
-        center_pivot_conv4d dense_correlation dense_match dense_match_sums masked_average_pool
-        prototype_match
-        Explanation explain
+        Explanation center_pivot_conv4d dense_correlation dense_match dense_match_sums explain
+        masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        DCAMA
-        HSNet
-        MLC
-        SSP SSPOutput SelfSupportConfig
-        FewShotSegmenter MethodInfo Prediction PublishedScore create_model list_models model_info
+        DCAMA FewShotSegmenter HSNet MethodInfo MLC PANet PANetOutput Prediction PublishedScore
+        SelfSupportConfig SSP SSPOutput create_model list_models model_info
     """,
-    fastfss: "MLC PANet SSP Result Task create_encoder create_model list_encoders list_models "
-    "model_info",
-    fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
-    "masked_average_pool prototype_match",
-    fastfss.methods: "FewShotSegmenter MLC MethodInfo PANet PANetOutput Prediction PublishedScore "
-    "SSP SSPOutput SelfSupportConfig create_model list_models model_info",
-    fastfss.protocols: "ConfusionMeter FoldMeter",
+    fastfss.protocols: """
+        ConfusionMeter FoldMeter
+    """,
 }
 
 

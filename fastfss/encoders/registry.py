@@ -14,8 +14,8 @@ from fastfss.encoders.base import Encoder
 from fastfss.encoders.deep_stem_resnet import DeepStemResNet
 from fastfss.encoders.every_block import EveryBlockResNet, EveryBlockVGG
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
-from fastfss.encoders.swin import EveryBlockSwin
 from fastfss.encoders.panet_vgg import PANetVGG
+from fastfss.encoders.swin import EveryBlockSwin
 from fastfss.encoders.timm_encoder import PREFIX, TimmEncoder
 from fastfss.encoders.torchvision_encoders import TorchvisionResNet, TorchvisionSequential
 from fastfss.errors import CheckpointError
