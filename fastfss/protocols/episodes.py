@@ -29,7 +29,8 @@ class Episode:
         classes: the W classes.
         supports: for every way its K places.
         queries: for every way the places of the queries that come from it, perhaps none.
-        unlabelled: for every way the places of further images without masks, as PPNet uses.
+        unlabelled: for every way the places of further images without masks, as PPNet uses; empty
+            where none are drawn.
     """
 
     classes: tuple[int, ...]
@@ -71,7 +72,7 @@ def panet_episodes(
     Example:
         >>> index = {6: ["a.jpg", "b.jpg"], 7: ["b.jpg", "c.jpg", "d.jpg"]}
         >>> panet_episodes(index, episodes=1)
-        [Episode(classes=(7,), supports=((0,),), queries=((1,),), unlabelled=((),))]
+        [Episode(classes=(7,), supports=((0,),), queries=((2,),), unlabelled=())]
     """
     _check_counts(ways=ways, shots=shots, episodes=episodes, queries=queries)
     _check_counts(low=0, unlabelled=unlabelled)
@@ -89,12 +90,13 @@ def panet_episodes(
             generator.sample(range(len(index[classes[slot]])), count)
             for slot, count in zip(chosen, wanted, strict=True)
         ]
+        further = tuple(tuple(way[shots : shots + unlabelled]) for way in places)
         drawn.append(
             Episode(
                 classes=tuple(classes[slot] for slot in chosen),
                 supports=tuple(tuple(way[:shots]) for way in places),
                 queries=tuple(tuple(way[shots + unlabelled :]) for way in places),
-                unlabelled=tuple(tuple(way[shots : shots + unlabelled]) for way in places),
+                unlabelled=further if unlabelled else (),
             )
         )
     return drawn

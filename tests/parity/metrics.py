@@ -23,6 +23,21 @@ def run_metrics(case: Case, report: Report) -> None:
     kinds[str(case.value("kind"))](case, report)
 
 
+def run_hsnet_eval(case: Case, report: Report) -> None:
+    meter = FoldMeter(case["class_ids_of_fold"].tolist())
+    truth = case.tensor("gt").clone()
+    truth[case.tensor("ignore") == 1] = 255  # the published code keeps a map of its own for these
+    batches = [
+        meter.update(*batch)
+        for batch in zip(case.tensor("pred"), truth, case.tensor("class_id"), strict=True)
+    ]
+    for key, buffer, kind in (("inter", meter.intersection, 0), ("union", meter.union, 1)):
+        _equal(report, case, key, torch.stack([batch[kind].T for batch in batches]))
+        _equal(report, case, f"{key}_buf", _widened(buffer.T, case[f"{key}_buf"].shape[1]))
+    for key, figure in meter.compute().items():
+        report.compare(key, _tensor(figure), case[key])
+
+
 def _binary(case: Case, report: Report) -> None:
     labels = int(case["class_ids"].max()) + 1
     modes: list[tuple[str, str, Predictions]] = [
