@@ -149,6 +149,8 @@ def denet_episodes(
     for number, share in _shares(classes, episodes):
         if skip_small and len(index[number]) ** 2 < share:
             continue
+        if share and (distinct := len(set(index[number]))) < shots + 1:
+            raise _too_few(number, shots + 1, distinct)
         for _ in range(share):
             drawn.append(_denet_episode(index, number, ways, shots, shown, generator))
     generator.shuffle(drawn)  # type: ignore[arg-type]
@@ -195,8 +197,6 @@ def _denet_episode(
     def draw() -> tuple[list[int], int]:
         return generator.randint(0, len(images), shots).tolist(), generator.randint(len(images))
 
-    if len(set(images)) < shots + 1:
-        raise _too_few(first, shots + 1, len(set(images)))
     support, query = draw()
     while len({images[place] for place in (*support, query)}) < shots + 1:
         support, query = draw()
@@ -242,12 +242,13 @@ def _distinct(
     generator: np.random.RandomState,
 ) -> list[int]:
     images = index[number]
-    if len(set(images)) < shots:
-        raise _too_few(number, shots, len(set(images)))
-    places: list[int] = generator.randint(0, len(images), shots).tolist()
-    while len({images[place] for place in places}) < shots:
-        places = generator.randint(0, len(images), shots).tolist()
-    return places
+    while True:
+        places: list[int] = generator.randint(0, len(images), shots).tolist()
+        if len({images[place] for place in places}) == shots:
+            return places
+        # Looked at here, since a set of all images for every draw would take most of the time.
+        if (distinct := len(set(images))) < shots:
+            raise _too_few(number, shots, distinct)
 
 
 def _shares(classes: list[int], total: int) -> list[tuple[int, int]]:

@@ -61,10 +61,9 @@ class ConfusionMeter(Meter):
         self._move_to(prediction.device)
         pairs, strays = count_pairs(prediction, truth, labels=2)
         self._note_strays(strays, "values of 0 and 1, 255 in the truth alone")
-        pair = torch.stack(
-            [torch.zeros_like(label), label, label * labels, label * (labels + 1)], 1
-        )
-        self.counts.view(-1).index_add_(0, pair.flatten(), pairs.flatten())
+        background = torch.zeros_like(label)
+        cells = torch.stack([background, label, label * labels, label * (labels + 1)], 1)
+        self.counts.view(-1).index_add_(0, cells.flatten(), pairs.flatten())
 
     def class_iou(self) -> dict[int, float]:
         """The IoU of the classes that occurred, in percent."""

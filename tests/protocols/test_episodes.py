@@ -250,6 +250,13 @@ def test_a_query_that_no_image_can_be_is_an_error():
         denet_episodes(index, ways=2, episodes=8, whole=index)
 
 
+def test_a_class_that_cannot_fill_its_way_is_an_error():
+    """Class 3 has no share of one episode, but may be drawn as the other way."""
+    index = {3: ["a", "a"], 4: [f"b{n}" for n in range(9)]}
+    with pytest.raises(ValueError, match=r"index\[3\]: expected at least 2 images .* got 1"):
+        denet_episodes(index, ways=2, shots=2, episodes=1, whole=index)
+
+
 def test_denet_images_are_balanced_and_drawn_as_from_the_global_generator():
     index = some_index(2)
     drawn = denet_images(index, images=48)
