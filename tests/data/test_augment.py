@@ -173,6 +173,19 @@ def test_random_area_falls_back_to_the_middle_after_ten_tries():
     assert len(drawn) == 10
 
 
+def test_random_area_may_take_the_whole_image():
+    class Whole(random.Random):
+        def uniform(self, a, b):
+            return 1.0 if b == 1 else 57 / 44
+
+        def random(self):
+            return 0.9
+
+    ours = arrays(*RandomArea(35)(*pair(), Whole(0)))
+    wanted = arrays(*Square(35)(*pair(), random.Random(0)))
+    assert all(np.array_equal(a, b) for a, b in zip(ours, wanted, strict=True))
+
+
 def test_compose_passes_one_generator_through():
     generator = random.Random(4)
     flipped = HorizontalFlip()(*Square(20)(*pair(), generator), generator)

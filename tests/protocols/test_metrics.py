@@ -128,6 +128,16 @@ def test_in_inference_mode_and_outside(kind):
 
 
 @each_kind
+def test_a_device_first_seen_in_inference_mode_can_be_used_outside(kind):
+    meter = kind.make()
+    prediction, truth, *rest = kind.batch(1)
+    with torch.inference_mode():
+        meter.update(prediction.to("meta"), truth.to("meta"), *rest)
+    meter.update(prediction.to("meta"), truth.to("meta"), *rest)
+    assert not meter.counts.is_inference()
+
+
+@each_kind
 def test_values_that_no_label_has_are_an_error_and_not_counted(kind):
     prediction, truth, *rest = kind.batch(2)
     prediction[0, 0, 0], truth[0, 0, 0] = 200, 0
