@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
-from fastfss.protocols.metrics import ConfusionMeter, FoldMeter
+from fastfss.protocols._counting import Meter
+from fastfss.protocols.denet_metrics import DENetBinaryMeter, DENetFullMeter
+from fastfss.protocols.episodes import Episode, denet_episodes, denet_images, panet_episodes
+from fastfss.protocols.metrics import ConfusionMeter, FoldMeter, PANetMeter, PFENetMeter
 
-__all__ = ["ConfusionMeter", "FoldMeter"]
+__all__ = [
+    "ConfusionMeter",
+    "DENetBinaryMeter",
+    "DENetFullMeter",
+    "Episode",
+    "FoldMeter",
+    "Meter",
+    "PANetMeter",
+    "PFENetMeter",
+    "denet_episodes",
+    "denet_images",
+    "panet_episodes",
+]
