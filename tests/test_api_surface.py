@@ -25,19 +25,18 @@ PUBLIC = {
         SelfSupportConfig SSP SSPOutput create_model list_models model_info
     """,
     fastfss.protocols: """
-        ConfusionMeter FoldMeter
+        ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter
+        PFENetMeter denet_episodes denet_images
+        hsnet_drawn_episodes hsnet_listed_episodes panet_episodes
     """,
-    fastfss: "MLC SSP Result Task create_encoder create_model list_encoders list_models model_info",
-    fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
-    "masked_average_pool prototype_match",
-    fastfss.methods: "FewShotSegmenter MLC MethodInfo Prediction PublishedScore SSP SSPOutput "
-    "SelfSupportConfig create_model list_models model_info",
-    fastfss.data: "ImageLike MaskLike box_masks dense_masks dilate_scribble read_image read_mask "
-    "read_support_folder scribble_masks",
-    fastfss.data.augment: "CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea "
-    "RandomCrop RandomScale RandomStretch Square VerticalFlip",
-    fastfss.protocols: "ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter "
-    "PANetMeter PFENetMeter denet_episodes denet_images panet_episodes",
+    fastfss.data: """
+        ImageLike MaskLike box_masks dense_masks dilate_scribble read_image read_mask
+        read_support_folder scribble_masks
+    """,
+    fastfss.data.augment: """
+        CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop
+        RandomScale RandomStretch Square VerticalFlip
+    """,
 }
 
 

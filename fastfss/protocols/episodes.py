@@ -74,15 +74,15 @@ def panet_episodes(
         >>> panet_episodes(index, episodes=1)
         [Episode(classes=(7,), supports=((0,),), queries=((2,),), unlabelled=())]
     """
-    _check_counts(ways=ways, shots=shots, episodes=episodes, queries=queries)
-    _check_counts(low=0, unlabelled=unlabelled)
-    classes = _classes_of(index, ways)
+    check_counts(ways=ways, shots=shots, episodes=episodes, queries=queries)
+    check_counts(low=0, unlabelled=unlabelled)
+    classes = classes_of(index, ways)
     generator = generator or random.Random(PUBLISHED_SEED)
     origins = generator.choices(range(ways), k=queries)
     wanted = [shots + unlabelled + origins.count(way) for way in range(ways)]
     for number in classes:
         if len(index[number]) < max(wanted):
-            raise _too_few(number, max(wanted), len(index[number]))
+            raise too_few(number, max(wanted), len(index[number]))
     drawn = []
     for _ in range(episodes):
         chosen = generator.sample(range(len(classes)), ways)
@@ -136,8 +136,8 @@ def denet_episodes(
         ValueError: fewer classes than ways, no `whole` for several ways, or a class that cannot
             fill an episode (where the published sampler draws for ever).
     """
-    _check_counts(ways=ways, shots=shots, episodes=episodes)
-    classes = _classes_of(index, ways)
+    check_counts(ways=ways, shots=shots, episodes=episodes)
+    classes = classes_of(index, ways)
     if ways > 1 and whole is None:
         raise expected("whole", f"the images of every class at any size for {ways} ways", "None")
     shown: dict[Image, set[int]] = {}
@@ -150,7 +150,7 @@ def denet_episodes(
         if skip_small and len(index[number]) ** 2 < share:
             continue
         if share and (distinct := len(set(index[number]))) < shots + 1:
-            raise _too_few(number, shots + 1, distinct)
+            raise too_few(number, shots + 1, distinct)
         for _ in range(share):
             drawn.append(_denet_episode(index, number, ways, shots, shown, generator))
     generator.shuffle(drawn)  # type: ignore[arg-type]
@@ -173,11 +173,11 @@ def denet_images(
     Returns:
         (class, place in its list) of every image, shuffled.
     """
-    _check_counts(images=images)
+    check_counts(images=images)
     generator = generator or np.random.RandomState(PUBLISHED_SEED)
     drawn = [
         (number, int(place))
-        for number, share in _shares(_classes_of(index, 1), images)
+        for number, share in _shares(classes_of(index, 1), images)
         for place in generator.randint(0, len(index[number]), share)
     ]
     generator.shuffle(drawn)
@@ -248,7 +248,7 @@ def _distinct(
             return places
         # Looked at here, since a set of all images for every draw would take most of the time.
         if (distinct := len(set(images))) < shots:
-            raise _too_few(number, shots, distinct)
+            raise too_few(number, shots, distinct)
 
 
 def _shares(classes: list[int], total: int) -> list[tuple[int, int]]:
@@ -256,7 +256,8 @@ def _shares(classes: list[int], total: int) -> list[tuple[int, int]]:
     return [(number, share + remainder * (number == classes[-1])) for number in classes]
 
 
-def _classes_of(index: Mapping[int, Sequence[object]], ways: int) -> list[int]:
+def classes_of(index: Mapping[int, Sequence[object]], ways: int) -> list[int]:
+    """The classes of an index, ascending; ValueError for fewer than `ways` or an empty one."""
     classes = sorted(index)
     if len(classes) < ways:
         raise expected("index", f"at least {ways} classes for {ways} ways", str(classes))
@@ -266,11 +267,13 @@ def _classes_of(index: Mapping[int, Sequence[object]], ways: int) -> list[int]:
     return classes
 
 
-def _too_few(number: int, wanted: int, came: int) -> ValueError:
+def too_few(number: int, wanted: int, came: int) -> ValueError:
+    """The error for a class that cannot fill an episode."""
     return expected(f"index[{number}]", f"at least {wanted} images for an episode", str(came))
 
 
-def _check_counts(low: int = 1, **counts: int) -> None:
+def check_counts(low: int = 1, **counts: int) -> None:
+    """ValueError, naming the argument, for a count below `low`."""
     for name, count in counts.items():
         if count < low:
             raise expected(name, f"at least {low}", str(count))

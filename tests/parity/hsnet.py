@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -13,7 +12,6 @@ from fastfss.encoders import create_encoder
 from fastfss.methods import HSNet
 from fastfss.methods.hypercorrelation import HypercorrelationLearner, resize_query
 from fastfss.ops import center_pivot_conv4d, dense_correlation
-from fastfss.protocols import FoldMeter
 from fastfss.weights import load_into
 from tests.parity.golden import Case, Report, array_for
 
@@ -27,10 +25,7 @@ def run_hsnet(case: Case, report: Report) -> None:
         "train": _train,
         "conv4d": _conv4d,
         "corr": _corr,
-        "eval": _eval,
     }
-    if case.value("kind") == "sampling":
-        pytest.skip("HSNet's sampler of episodes is not in fastfss yet")
     runners[str(case.value("kind"))](case, report)
 
 
@@ -196,20 +191,3 @@ def _corr(case: Case, report: Report) -> None:
         layers = range(count - end, count - start)
         queries, supports = ([case.tensor(f"{side}{i}") for i in layers] for side in "qs")
         report.compare(f"l{level}", dense_correlation(queries, supports), case[f"l{level}"])
-
-
-def _eval(case: Case, report: Report) -> None:
-    fold = [int(number) for number in case["class_ids_of_fold"]]
-    meter = FoldMeter(fold)
-    rows = zip(*(case.tensor(k) for k in ("pred", "gt", "ignore", "class_id")), strict=True)
-    for batch, (prediction, truth, ignore, classes) in enumerate(rows):
-        target = truth.long().masked_fill(ignore.bool(), 255)
-        intersection, union = meter.update(prediction.long(), target, classes)
-        report.compare(f"inter {batch}", intersection.T, case["inter"][batch])
-        report.compare(f"union {batch}", union.T, case["union"][batch])
-    figures = meter.compute()
-    for key in ("miou", "fb_iou"):
-        report.compare(key, torch.tensor(figures[key]), case[key])
-    columns = meter.intersection.shape[0]
-    report.compare("inter_buf", meter.intersection.T, case["inter_buf"][:, :columns])
-    report.compare("union_buf", meter.union.T, case["union_buf"][:, :columns])

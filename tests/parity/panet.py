@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -104,13 +103,7 @@ def _compare_head(case: Case, report: Report, output: PANetOutput) -> None:
         assert torch.equal(output.logits.argmax(dim=1)[sure], case.tensor("out_pred").long()[sure])
 
 
-def _not_yet(case: Case, report: Report) -> None:
-    pytest.skip(f"panet: no runner for kind {case.value('kind')!r} yet")
-
-
 KINDS: dict[str, Runner] = {
-    "annotations": _not_yet,
     "forward": _forward,
-    "sampler": _not_yet,
     "train": _train,
 }

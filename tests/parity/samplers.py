@@ -9,7 +9,14 @@ import re
 import numpy as np
 import torch
 
-from fastfss.protocols import Episode, denet_episodes, denet_images, panet_episodes
+from fastfss.protocols import (
+    Episode,
+    denet_episodes,
+    denet_images,
+    hsnet_drawn_episodes,
+    hsnet_listed_episodes,
+    panet_episodes,
+)
 from tests.parity.golden import Case, Report
 
 DENET_SEED = 1234  # the file's `seed` is that of its lists, see its note
@@ -102,3 +109,30 @@ def _setting(name: str) -> tuple[int, int]:
     """ "2way_5shot" -> (2, 5)."""
     ways, shots = re.findall(r"\d+", name)
     return int(ways), int(shots)
+
+
+def run_hsnet_sampling(case: Case, report: Report) -> None:
+    shots = int(case["shots"])
+    pascal: dict[int, list[str]] = {}
+    listed = []
+    for line in (str(line) for line in case["pascal_lines"]):
+        name, _, number = line.rpartition("__")
+        images = pascal.setdefault(int(number) - 1, [])
+        listed.append((int(number) - 1, len(images)))
+        images.append(name)
+    wanted = case["pascal_episodes"].tolist()
+    drawn = hsnet_listed_episodes(pascal, listed, shots=shots, episodes=len(wanted))
+    assert [_names(episode, pascal) for episode in drawn] == wanted
+    lists = json.loads(str(case["coco_lists"]))
+    coco = {int(number): lists[str(number)] for number in case["class_ids_coco"]}
+    rows = case["coco_episodes"].tolist()
+    drawn = hsnet_drawn_episodes(coco, shots=shots, episodes=len(rows))
+    assert [_names(episode, coco) for episode in drawn] == rows
+    report.errors |= {"pascal_episodes": 0.0, "coco_episodes": 0.0}
+
+
+def _names(episode: Episode, index: dict[int, list[str]]) -> list[str]:
+    """Query, class, supports, as the case lists them."""
+    (number,), (support,), ((query,),) = episode.classes, episode.supports, episode.queries
+    images = index[number]
+    return [images[query], str(number), *(images[place] for place in support)]

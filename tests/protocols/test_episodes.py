@@ -5,7 +5,14 @@ import random
 import numpy as np
 import pytest
 
-from fastfss.protocols import Episode, denet_episodes, denet_images, panet_episodes
+from fastfss.protocols import (
+    Episode,
+    denet_episodes,
+    denet_images,
+    hsnet_drawn_episodes,
+    hsnet_listed_episodes,
+    panet_episodes,
+)
 
 INDEX = {
     number: [f"class{number}-{place}" for place in range(size)]
@@ -269,3 +276,48 @@ def test_denet_images_are_balanced_and_drawn_as_from_the_global_generator():
     assert drawn == [tuple(pair) for pair in wanted]
     with pytest.raises(ValueError, match="images: expected at least 1, got 0"):
         denet_images(index, images=0)
+
+
+# HSNet.
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_hsnet_draws_as_published_without_the_global_generator(shots: int) -> None:
+    listed = [(number, place) for number in (9, 6) for place in range(len(INDEX[number]))]
+    drawn = hsnet_listed_episodes(INDEX, listed, shots=shots, episodes=40)
+    np.random.seed(0)
+    for turn, episode in enumerate(drawn):
+        number, place = listed[turn % len(listed)]
+        names = []
+        while len(names) < shots:
+            name = np.random.choice(INDEX[number], 1, replace=False)[0]
+            if name != INDEX[number][place]:
+                names.append(name)
+        assert episode.classes == (number,)
+        assert episode.queries == ((place,),)
+        assert [INDEX[number][support] for support in episode.supports[0]] == names
+
+
+def test_hsnet_draws_class_query_and_supports_from_one_stream() -> None:
+    drawn = hsnet_drawn_episodes(INDEX, shots=2, episodes=30)
+    np.random.seed(0)
+    for episode in drawn:
+        number = int(np.random.choice(sorted(INDEX), 1, replace=False)[0])
+        query = np.random.choice(INDEX[number], 1, replace=False)[0]
+        assert (episode.classes, INDEX[number][episode.queries[0][0]]) == ((number,), query)
+        for support in episode.supports[0]:
+            name = query
+            while name == query:
+                name = np.random.choice(INDEX[number], 1, replace=False)[0]
+            assert INDEX[number][support] == name
+
+
+def test_hsnet_refuses_what_cannot_be_drawn() -> None:
+    with pytest.raises(ValueError, match=r"listed: expected at least one query, got none"):
+        hsnet_listed_episodes(INDEX, [])
+    with pytest.raises(ValueError, match=r"listed: expected classes and places .* got \(6, 7\)"):
+        hsnet_listed_episodes(INDEX, [(6, 7)])
+    with pytest.raises(ValueError, match=r"index\[1\]: expected at least 2 images"):
+        hsnet_drawn_episodes({1: ["a", "a"]})
+    with pytest.raises(ValueError, match="shots: expected at least 1, got 0"):
+        hsnet_drawn_episodes(INDEX, shots=0)
