@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastfss.encoders.base import Encoder
 from fastfss.encoders.deep_stem_resnet import DeepStemResNet
+from fastfss.encoders.dilated_densenet import DilatedDenseNet
+from fastfss.encoders.dilated_resnet import DilatedResNet
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
 from fastfss.encoders.timm_encoder import PREFIX, TimmEncoder
 from fastfss.encoders.torchvision_encoders import TorchvisionResNet, TorchvisionSequential
@@ -20,6 +22,8 @@ from fastfss.weights import load_into, read_checkpoint
 
 _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     **dict.fromkeys(("deep_resnet50", "deep_resnet101"), DeepStemResNet),
+    "dilated_densenet121": DilatedDenseNet,
+    **dict.fromkeys(("dilated_resnet50", "dilated_resnet101"), DilatedResNet),
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), TorchvisionResNet),
     **dict.fromkeys(("vgg16", "vgg16_bn", "mobilenet_v2", "squeezenet1_1"), TorchvisionSequential),
     "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),
