@@ -9,7 +9,7 @@ Example:
 from __future__ import annotations
 
 from fastfss.encoders import create_encoder, list_encoders
-from fastfss.methods import MLC, SSP, create_model, list_models, model_info
+from fastfss.methods import MLC, SSP, CANet, PGNet, create_model, list_models, model_info
 from fastfss.result import Result
 from fastfss.task import Task
 
@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 __all__ = [
     "MLC",
     "SSP",
+    "CANet",
+    "PGNet",
     "Result",
     "Task",
     "create_encoder",

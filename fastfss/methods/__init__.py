@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from fastfss.methods.base import FewShotSegmenter, Prediction
+from fastfss.methods.canet import CANet
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.mlc import MLC
+from fastfss.methods.pgnet import PGNet
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig
 from fastfss.methods.ssp import SSP, SSPOutput
@@ -12,8 +14,10 @@ from fastfss.methods.ssp import SSP, SSPOutput
 __all__ = [
     "MLC",
     "SSP",
+    "CANet",
     "FewShotSegmenter",
     "MethodInfo",
+    "PGNet",
     "Prediction",
     "PublishedScore",
     "SSPOutput",
