@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastfss.encoders._folding import fold_batch_norm_
+from fastfss.encoders.pointwise import use_pointwise_
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -170,6 +171,7 @@ class Encoder(nn.Module):
         folded = copy.deepcopy(self).eval().requires_grad_(False)
         if folded._fold_():
             folded.options = {**folded.options, "folded": True}
+        use_pointwise_(folded)
         return folded.to(memory_format=torch.channels_last) if channels_last else folded
 
     def truncate_(self, last: str) -> Self:
