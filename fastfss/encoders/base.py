@@ -155,7 +155,8 @@ class Encoder(nn.Module):
     def fold_batch_norm(self, *, channels_last: bool = False) -> Self:
         """A copy for inference with the batch norms folded into the convolutions before them.
 
-        A norm that follows no convolution, as in a pre-activation network of timm, stays.
+        A norm that follows no convolution, as in a pre-activation network of timm, stays. On one
+        CPU thread the copy's 1x1 convolutions are twice as fast besides; see `pointwise`.
 
         Args:
             channels_last: also keep the weights in channels-last order, which makes the
