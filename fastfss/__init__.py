@@ -19,6 +19,7 @@ from fastfss.methods import (
     list_models,
     model_info,
 )
+from fastfss.methods import MLC, SSP, CANet, PGNet, create_model, list_models, model_info
 from fastfss.result import Result
 from fastfss.task import Task
 
@@ -30,6 +31,8 @@ __all__ = [
     "SSP",
     "HSNet",
     "PANet",
+    "CANet",
+    "PGNet",
     "Result",
     "Task",
     "create_encoder",

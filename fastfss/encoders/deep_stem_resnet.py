@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from fastfss.encoders._bottleneck import residual_stage
 from fastfss.encoders.base import (
     IMAGENET_NORMALIZATION,
     FeatureInfo,
@@ -23,60 +24,6 @@ _PRETRAINED = {
     "deep_resnet50": "resnet50s.gluon_in1k",
     "deep_resnet101": "resnet101s.gluon_in1k",
 }
-_EXPANSION = 4
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around an identity (He et al., CVPR 2016).
-
-    Args:
-        inputs: input channels.
-        width: channels of the 3x3 convolution; the output has four times as many.
-        stride: of the 3x3 convolution and of the projection.
-        dilation: of the 3x3 convolution.
-        project: whether the identity goes through a 1x1 convolution.
-        activate: whether a ReLU follows the addition.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        width: int,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        project: bool = False,
-        activate: bool = True,
-    ) -> None:
-        super().__init__()
-        outputs = _EXPANSION * width
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(
-            width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
-        )
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
-        if project:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-        self.activate = activate
-
-    def forward(
-        self,
-        x: Tensor,  # (B, inputs, H, W)
-    ) -> Tensor:  # (B, 4 * width, H / stride, W / stride)
-        """Apply the block."""
-        identity = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
-        x += identity
-        return self.relu(x) if self.activate else x
 
 
 class DeepStemResNet(StagedEncoder):
@@ -132,9 +79,9 @@ class DeepStemResNet(StagedEncoder):
         self.bn1 = nn.BatchNorm2d(128)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(128, 64, depths[0])
-        self.layer2 = _stage(256, 128, depths[1], stride=2)
-        self.layer3 = _stage(512, 256, depths[2], dilation=2, last_relu=False)
+        self.layer1 = residual_stage(128, 64, depths[0])
+        self.layer2 = residual_stage(256, 128, depths[1], stride=2)
+        self.layer3 = residual_stage(512, 256, depths[2], dilation=2, last_relu=False)
         initialise_(self)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -149,23 +96,3 @@ class DeepStemResNet(StagedEncoder):
     def pretrained(self) -> dict[str, Tensor]:
         """ImageNet weights of the same network, by timm's download."""
         return pretrained_state_dict(_PRETRAINED[self.name])
-
-
-def _stage(
-    inputs: int,
-    width: int,
-    blocks: int,
-    *,
-    stride: int = 1,
-    dilation: int = 1,
-    last_relu: bool = True,
-) -> nn.Sequential:
-    """A residual stage; its first block strides and projects, the later ones are dilated."""
-    first = Bottleneck(inputs, width, stride=stride, project=True)
-    later = [
-        Bottleneck(
-            _EXPANSION * width, width, dilation=dilation, activate=last_relu or block < blocks - 1
-        )
-        for block in range(1, blocks)
-    ]
-    return nn.Sequential(first, *later)

@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastfss.encoders.base import Encoder
 from fastfss.encoders.deep_stem_resnet import DeepStemResNet
 from fastfss.encoders.every_block import EveryBlockResNet, EveryBlockVGG
+from fastfss.encoders.dilated_densenet import DilatedDenseNet
+from fastfss.encoders.dilated_resnet import DilatedResNet
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
 from fastfss.encoders.panet_vgg import PANetVGG
 from fastfss.encoders.swin import EveryBlockSwin
@@ -23,6 +25,8 @@ from fastfss.weights import load_into, read_checkpoint
 
 _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     **dict.fromkeys(("deep_resnet50", "deep_resnet101"), DeepStemResNet),
+    "dilated_densenet121": DilatedDenseNet,
+    **dict.fromkeys(("dilated_resnet50", "dilated_resnet101"), DilatedResNet),
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), TorchvisionResNet),
     **dict.fromkeys(("vgg16", "vgg16_bn", "mobilenet_v2", "squeezenet1_1"), TorchvisionSequential),
     **dict.fromkeys(("blocks_resnet50", "blocks_resnet101"), EveryBlockResNet),

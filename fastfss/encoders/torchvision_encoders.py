@@ -48,11 +48,11 @@ class TorchvisionResNet(StagedEncoder):
                 "layer4": ("layer4",),
             },
         )
-        network = _skeleton(name)
+        network = skeleton(name)
         for paths in self._stages.values():
             for path in paths:
                 self.add_module(path, network.get_submodule(path))
-        _materialise_(self)
+        materialise_(self)
 
     def pretrained(self) -> dict[str, Tensor]:
         """torchvision's ImageNet weights."""
@@ -95,8 +95,8 @@ class TorchvisionSequential(StagedEncoder):
             },
         )
         # Not called "features" as in torchvision, because that is the list of maps here.
-        self.body: nn.Sequential = _skeleton(name).features[: stops[-1]]
-        _materialise_(self)
+        self.body: nn.Sequential = skeleton(name).features[: stops[-1]]
+        materialise_(self)
         if name == "mobilenet_v2":
             # Its last convolution belongs to the classifier.
             self.ignored_keys = ("classifier.*", "body.18.*")
@@ -211,13 +211,14 @@ def squeezenet_from_caffe(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _skeleton(name: str) -> Any:
+def skeleton(name: str) -> Any:
     """torchvision's network without memory: VGG's classifier alone would take 2 s to draw."""
     with torch.device("meta"):
         return _models().get_model(name, weights=None)
 
 
-def _materialise_(encoder: StagedEncoder) -> None:
+def materialise_(encoder: StagedEncoder) -> None:
+    """Give an encoder of `skeleton`'s modules memory and random weights."""
     encoder.to_empty(device=torch.get_default_device())
     initialise_(encoder)
     encoder.train(encoder.training)  # puts the batch norms into evaluation mode

@@ -8,6 +8,10 @@ from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet, PANetOutput
+from fastfss.methods.canet import CANet
+from fastfss.methods.info import MethodInfo, PublishedScore
+from fastfss.methods.mlc import MLC
+from fastfss.methods.pgnet import PGNet
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig
 from fastfss.methods.ssp import SSP, SSPOutput
@@ -16,11 +20,13 @@ __all__ = [
     "DCAMA",
     "MLC",
     "SSP",
+    "CANet",
     "FewShotSegmenter",
     "HSNet",
     "MethodInfo",
     "PANet",
     "PANetOutput",
+    "PGNet",
     "Prediction",
     "PublishedScore",
     "SSPOutput",

@@ -15,6 +15,10 @@ from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet
+from fastfss.methods.canet import CANet
+from fastfss.methods.info import MethodInfo
+from fastfss.methods.mlc import MLC
+from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
@@ -23,6 +27,9 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     HSNet,
     MLC,
     PANet,
+    CANet,
+    MLC,
+    PGNet,
     SSP,
 )
 METHODS = {method.method: method for method in _CLASSES}

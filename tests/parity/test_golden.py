@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.parity.dcama import run_dcama
+from tests.parity.canet_pgnet import run_canet, run_pgnet
 from tests.parity.golden import Case, Report, Runner, cases
 from tests.parity.hsnet import run_hsnet
 from tests.parity.images import run_denet_augment, run_panet_annotations
@@ -30,6 +31,16 @@ RUNNERS: dict[str, Runner] = {
     "mlc": run_mlc,
     "panet": run_panet,
     "ssp": run_ssp,
+    "canet": run_canet,
+    "mlc": run_mlc,
+    "pgnet": run_pgnet,
+    "ssp": run_ssp,
+}
+
+# Methods of the golden cases that fastfss does not hold yet; a name in neither list is an error.
+NOT_YET = {
+    *("amp", "clip", "dcama", "denet", "guided", "hsnet", "imr", "metrics"),
+    *("panet", "pfenet", "ppnet"),
 }
 # What is not a network has runners of its own: by prefix and kind.
 PARTS: dict[tuple[str, str], Runner] = {
