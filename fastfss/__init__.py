@@ -13,13 +13,14 @@ from fastfss.methods import (
     DCAMA,
     MLC,
     SSP,
+    CANet,
     HSNet,
     PANet,
+    PGNet,
     create_model,
     list_models,
     model_info,
 )
-from fastfss.methods import MLC, SSP, CANet, PGNet, create_model, list_models, model_info
 from fastfss.result import Result
 from fastfss.task import Task
 
@@ -29,9 +30,9 @@ __all__ = [
     "DCAMA",
     "MLC",
     "SSP",
+    "CANet",
     "HSNet",
     "PANet",
-    "CANet",
     "PGNet",
     "Result",
     "Task",

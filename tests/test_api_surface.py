@@ -13,21 +13,21 @@ import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        DCAMA HSNet MLC PANet Result SSP Task create_encoder create_model list_encoders
-        list_models model_info
+        CANet DCAMA HSNet MLC PANet PGNet Result SSP Task create_encoder create_model
+        list_encoders list_models model_info
     """,
     fastfss.ops: """
         Explanation center_pivot_conv4d dense_correlation dense_match dense_match_sums explain
         masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        DCAMA FewShotSegmenter HSNet MethodInfo MLC PANet PANetOutput Prediction PublishedScore
-        SelfSupportConfig SSP SSPOutput create_model list_models model_info
+        CANet DCAMA FewShotSegmenter HSNet MethodInfo MLC PANet PANetOutput PGNet Prediction
+        PublishedScore SelfSupportConfig SSP SSPOutput create_model list_models model_info
     """,
     fastfss.protocols: """
         ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter
-        PFENetMeter denet_episodes denet_images
-        hsnet_drawn_episodes hsnet_listed_episodes panet_episodes
+        PFENetMeter denet_episodes denet_images hsnet_drawn_episodes hsnet_listed_episodes
+        panet_episodes
     """,
     fastfss.data: """
         ImageLike MaskLike box_masks dense_masks dilate_scribble read_image read_mask
@@ -37,13 +37,6 @@ PUBLIC = {
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop
         RandomScale RandomStretch Square VerticalFlip
     """,
-    fastfss: "CANet MLC PGNet SSP Result Task create_encoder create_model list_encoders "
-    "list_models model_info",
-    fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
-    "masked_average_pool prototype_match",
-    fastfss.methods: "CANet FewShotSegmenter MLC MethodInfo PGNet Prediction PublishedScore SSP "
-    "SSPOutput SelfSupportConfig create_model list_models model_info",
-    fastfss.protocols: "ConfusionMeter FoldMeter",
 }
 
 

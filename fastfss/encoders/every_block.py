@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from fastfss.encoders._bottleneck import Bottleneck
 from fastfss.encoders.base import (
     IMAGENET_NORMALIZATION,
     FeatureInfo,
     StagedEncoder,
     initialise_,
 )
-from fastfss.encoders.deep_stem_resnet import Bottleneck
 from fastfss.encoders.torchvision_encoders import TorchvisionSequential, download
 
 _DEPTHS = {"blocks_resnet50": (3, 4, 6, 3), "blocks_resnet101": (3, 4, 23, 3)}

@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastfss.encoders.base import Encoder
 from fastfss.encoders.deep_stem_resnet import DeepStemResNet
-from fastfss.encoders.every_block import EveryBlockResNet, EveryBlockVGG
 from fastfss.encoders.dilated_densenet import DilatedDenseNet
 from fastfss.encoders.dilated_resnet import DilatedResNet
+from fastfss.encoders.every_block import EveryBlockResNet, EveryBlockVGG
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
 from fastfss.encoders.panet_vgg import PANetVGG
 from fastfss.encoders.swin import EveryBlockSwin

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from fastfss.methods.base import FewShotSegmenter, Prediction
+from fastfss.methods.canet import CANet
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet, PANetOutput
-from fastfss.methods.canet import CANet
-from fastfss.methods.info import MethodInfo, PublishedScore
-from fastfss.methods.mlc import MLC
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig
