@@ -9,13 +9,14 @@ Example:
 from __future__ import annotations
 
 from fastfss.encoders import create_encoder, list_encoders
-from fastfss.methods import MLC, SSP, CANet, PGNet, create_model, list_models, model_info
+from fastfss.methods import AMP, MLC, SSP, CANet, PGNet, create_model, list_models, model_info
 from fastfss.result import Result
 from fastfss.task import Task
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AMP",
     "MLC",
     "SSP",
     "CANet",

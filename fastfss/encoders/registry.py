@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastfss.encoders.amp_vgg import AMPVGG
 from fastfss.encoders.base import Encoder
 from fastfss.encoders.deep_stem_resnet import DeepStemResNet
 from fastfss.encoders.dilated_densenet import DilatedDenseNet
@@ -21,6 +22,7 @@ from fastfss.errors import CheckpointError
 from fastfss.weights import load_into, read_checkpoint
 
 _BUILDERS: dict[str, Callable[[str], Encoder]] = {
+    **dict.fromkeys(("amp_vgg16", "amp_vgg16_bn"), AMPVGG),
     **dict.fromkeys(("deep_resnet50", "deep_resnet101"), DeepStemResNet),
     "dilated_densenet121": DilatedDenseNet,
     **dict.fromkeys(("dilated_resnet50", "dilated_resnet101"), DilatedResNet),

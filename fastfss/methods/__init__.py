@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter, Prediction
 from fastfss.methods.canet import CANet
+from fastfss.methods.class_rows import ClassLogits
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.mlc import MLC
 from fastfss.methods.pgnet import PGNet
@@ -12,9 +14,11 @@ from fastfss.methods.self_support import SelfSupportConfig
 from fastfss.methods.ssp import SSP, SSPOutput
 
 __all__ = [
+    "AMP",
     "MLC",
     "SSP",
     "CANet",
+    "ClassLogits",
     "FewShotSegmenter",
     "MethodInfo",
     "PGNet",

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastfss.encoders import Encoder, create_encoder, load_encoder
 from fastfss.errors import expected, expected_kind
+from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
 from fastfss.methods.info import MethodInfo
@@ -18,6 +19,7 @@ from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
 _CLASSES: tuple[type[FewShotSegmenter], ...] = (
+    AMP,
     CANet,
     MLC,
     PGNet,
