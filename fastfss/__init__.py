@@ -9,7 +9,17 @@ Example:
 from __future__ import annotations
 
 from fastfss.encoders import create_encoder, list_encoders
-from fastfss.methods import AMP, MLC, SSP, CANet, PGNet, create_model, list_models, model_info
+from fastfss.methods import (
+    AMP,
+    MLC,
+    SSP,
+    CANet,
+    DENet,
+    PGNet,
+    create_model,
+    list_models,
+    model_info,
+)
 from fastfss.result import Result
 from fastfss.task import Task
 
@@ -20,6 +30,7 @@ __all__ = [
     "MLC",
     "SSP",
     "CANet",
+    "DENet",
     "PGNet",
     "Result",
     "Task",

@@ -11,11 +11,11 @@ import fastfss.protocols
 import fastfss.weights
 
 PUBLIC = {
-    fastfss: "AMP CANet MLC PGNet SSP Result Task create_encoder create_model list_encoders "
+    fastfss: "AMP CANet DENet MLC PGNet SSP Result Task create_encoder create_model list_encoders "
     "list_models model_info",
     fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
     "masked_average_pool prototype_match",
-    fastfss.methods: "AMP CANet ClassLogits FewShotSegmenter MLC MethodInfo PGNet "
+    fastfss.methods: "AMP CANet ClassLogits DENet FewShotSegmenter MLC MethodInfo PGNet "
     "Prediction PublishedScore SSP SSPOutput SelfSupportConfig create_model list_models model_info",
     fastfss.protocols: "ConfusionMeter FoldMeter",
 }

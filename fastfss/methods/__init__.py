@@ -6,6 +6,7 @@ from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter, Prediction
 from fastfss.methods.canet import CANet
 from fastfss.methods.class_rows import ClassLogits
+from fastfss.methods.denet import DENet
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.mlc import MLC
 from fastfss.methods.pgnet import PGNet
@@ -19,6 +20,7 @@ __all__ = [
     "SSP",
     "CANet",
     "ClassLogits",
+    "DENet",
     "FewShotSegmenter",
     "MethodInfo",
     "PGNet",

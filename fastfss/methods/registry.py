@@ -12,6 +12,7 @@ from fastfss.errors import expected, expected_kind
 from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
+from fastfss.methods.denet import DENet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
 from fastfss.methods.pgnet import PGNet
@@ -21,6 +22,7 @@ from fastfss.weights import read_checkpoint
 _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     AMP,
     CANet,
+    DENet,
     MLC,
     PGNet,
     SSP,
