@@ -208,8 +208,9 @@ class AMP(FewShotSegmenter):
         A class's background is, at every position, the largest of all other logits: the
         background's and, with `base`, the base classes'.
         """
+        scores = self.classify(query, task).scores()
         size = output_size or (query.shape[2], query.shape[3])
-        return prediction_of(upsample(self.classify(query, task).scores(), size))
+        return prediction_of(upsample(scores, size))
 
     def classify(self, query: Tensor, task: Task | Sequence[Task]) -> ClassLogits:
         """The published logits, of all classes, at the finest level's size.

@@ -371,17 +371,18 @@ class FewShotSegmenter(nn.Module):
         return self.encoder.normalization.apply(images).to(dtype)
 
     def _warn_if_random(self) -> None:
+        # The line that is shown is four frames up: fit or predict, and no_grad around it.
         if self.head_origin == "random":
             warnings.warn(
                 f"the head of {self.info.title} has random weights, so its masks mean nothing; "
                 "pass weights= a checkpoint of the whole method to create_model, or train it",
-                stacklevel=3,
+                stacklevel=4,
             )
         elif self.weights_origin == "random":
             warnings.warn(
                 "this model has random weights, so its masks mean nothing; pass weights= a "
                 'checkpoint, an encoder file or "imagenet" to create_model',
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

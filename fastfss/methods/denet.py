@@ -186,8 +186,9 @@ class DENet(FewShotSegmenter):
 
         A class's background is, at every position, the largest logit of all other classes.
         """
+        scores = self.classify(query, task).scores()
         size = output_size or (query.shape[2], query.shape[3])
-        return prediction_of(upsample(self.classify(query, task).scores(), size))
+        return prediction_of(upsample(scores, size))
 
     def classify(self, query: Tensor, task: Task | Sequence[Task]) -> ClassLogits:
         """The published logits, of all classes, at the head's size.
