@@ -177,6 +177,7 @@ class AMP(FewShotSegmenter):
     ) -> Task:
         shots, shot_masks = stacked_shots(images, masks)
         batch, count = shots.shape[:2]
+        ids = checked_labels(labels, batch, self.classes, shots.device)
         regions = region_masks(shot_masks.flatten(0, 1)).to(shots.dtype)
         tensors: dict[str, Tensor] = {}
         for level, features in zip(LEVELS, self.levels(shots.flatten(0, 1)), strict=True):
@@ -186,15 +187,16 @@ class AMP(FewShotSegmenter):
             tensors[f"foreground{level}"] = foreground
             tensors[f"background{level}"] = own
             weight = self.classifiers[level - 1].weight
-            start = weight[0].detach().flatten().float().expand(batch * count, -1)
+            row = weight[0].detach().flatten().float().clone()  # a Task must not change with it
             if background == "running":
-                start = moved_in_turn(start[0], own.float(), self.alpha)
+                before = moved_in_turn(row, own.float(), self.alpha)
+                after = moved(before[-1], own[-1:].float(), self.alpha)
                 with torch.no_grad():
-                    row = moved(start[-1], own[-1:].float(), self.alpha)
-                    weight[0].copy_(row[:, None, None])
-            tensors[f"start{level}"] = start
-        if labels is not None:
-            ids = checked_labels(labels, batch, self.classes, shots.device)
+                    weight[0].copy_(after[:, None, None])
+            else:
+                before = row.expand(batch * count, -1)
+            tensors[f"start{level}"] = before
+        if ids is not None:
             tensors["label"] = ids.repeat_interleave(count)
         return Task(self.method, {k: t.unflatten(0, (batch, count)) for k, t in tensors.items()})
 

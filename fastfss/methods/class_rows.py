@@ -45,13 +45,17 @@ class ClassLogits:
         return self.places[:, :, None, None].expand(-1, -1, *self.full.shape[2:])
 
 
-def checked_labels(labels: Labels, batch: int, classes: int, device: torch.device) -> Tensor:
-    """Class ids (B,) int64 on a device, from one for all or one an episode.
+def checked_labels(
+    labels: Labels | None, batch: int, classes: int, device: torch.device
+) -> Tensor | None:
+    """Class ids (B,) int64 on a device, from one for all or one an episode; None where none came.
 
     Raises:
         TypeError: ids that are not integers.
         ValueError: another number of ids than episodes, or an id that is no object's.
     """
+    if labels is None:
+        return None
     ids = torch.as_tensor(labels, device=device)
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise expected_kind("labels", "integers", str(ids.dtype))

@@ -122,6 +122,11 @@ class DENet(FewShotSegmenter):
         self.deeplab_head = DeepLabHead(WIDTH, dropout)
         self.estimator = WeightEstimator(classes, WIDTH, dropout, gate_average)
 
+    @property
+    def classes(self) -> int:
+        """Of the classifier, background included."""
+        return len(self.estimator.weight)
+
     def embed(self, images: Tensor) -> Tensor:
         """The embedded maps (B, 256, h, w) of images (B, 3, H, W), supports and queries alike."""
         return cast(Tensor, self.deeplab_head(self.embedding(self.features(images))))
@@ -138,27 +143,27 @@ class DENet(FewShotSegmenter):
         """
         shots, shot_masks = stacked_shots(images, masks)
         batch, count = shots.shape[:2]
-        estimator = self.estimator
-        ids = (
-            None
-            if labels is None
-            else checked_labels(labels, batch, len(estimator.weight), shots.device)
-        )
-        keep = ids is not None and self.support_free and not self.training
-        if ids is not None and keep and estimator.keeps(ids):
-            prototypes = estimator.kept(ids).unsqueeze(1).expand(-1, count, -1)
+        ids = checked_labels(labels, batch, self.classes, shots.device)
+        if ids is None or not self.support_free or self.training:
+            prototypes = self._prototypes(shots, shot_masks)
         else:
-            features = self.embed(shots.flatten(0, 1))
-            objects = (shot_masks == 1).flatten(0, 1).unsqueeze(1).float()
-            objects = F.interpolate(objects, features.shape[2:], mode="nearest")
-            prototypes = estimator.prototypes(features, objects).unflatten(0, (batch, count))
-            if ids is not None and keep:
-                estimator.keep(prototypes.mean(dim=1), ids)
-                prototypes = estimator.kept(ids).unsqueeze(1).expand(-1, count, -1)
+            if not self.estimator.keeps(ids):
+                self.estimator.keep(self._prototypes(shots, shot_masks).mean(dim=1), ids)
+            prototypes = self.estimator.kept(ids).unsqueeze(1).expand(-1, count, -1)
         tensors = {"prototype": prototypes}
         if ids is not None:
             tensors["label"] = ids.unsqueeze(1).expand(-1, count)
         return Task(self.method, tensors)
+
+    def _prototypes(
+        self,
+        shots: Tensor,  # (B, K, 3, H, W)
+        masks: Tensor,  # (B, K, H', W')
+    ) -> Tensor:  # (B, K, 256)
+        features = self.embed(shots.flatten(0, 1))
+        objects = (masks == 1).flatten(0, 1).unsqueeze(1).float()
+        objects = F.interpolate(objects, features.shape[2:], mode="nearest")
+        return self.estimator.prototypes(features, objects).unflatten(0, shots.shape[:2])
 
     @torch.no_grad()
     def fit(
@@ -256,7 +261,7 @@ class DENet(FewShotSegmenter):
 
     def settings(self) -> dict[str, str]:
         """See FewShotSegmenter; and the number of classes, on which a label depends."""
-        return {**super().settings(), "classes": str(len(self.estimator.weight))}
+        return {**super().settings(), "classes": str(self.classes)}
 
     def fingerprinted(self) -> dict[str, Tensor]:
         """All but the classifier, on which prototypes do not depend; `support_free` changes it."""
