@@ -223,8 +223,12 @@ class AMP(FewShotSegmenter):
                 their order.
         """
         tasks = self.ways_of(query, task)
-        per_level, places = self.level_logits(self.levels(query), tasks)
-        return ClassLogits(_summed(per_level), places)
+        return self.head(self.levels(query), tasks)
+
+    def head(self, levels: Sequence[Tensor], tasks: Sequence[Task]) -> ClassLogits:
+        """The logits of queries given as `levels` gives them."""
+        logits, places = self.level_logits(levels, tasks)
+        return ClassLogits(_summed(logits), places)
 
     def level_logits(
         self, levels: Sequence[Tensor], tasks: Sequence[Task]

@@ -129,7 +129,11 @@ class DENet(FewShotSegmenter):
 
     def embed(self, images: Tensor) -> Tensor:
         """The embedded maps (B, 256, h, w) of images (B, 3, H, W), supports and queries alike."""
-        return cast(Tensor, self.deeplab_head(self.embedding(self.features(images))))
+        return self.embed_maps(self.features(images))
+
+    def embed_maps(self, maps: Tensor) -> Tensor:
+        """The embedded maps (B, 256, h, w) of the encoder's (B, C, h, w)."""
+        return cast(Tensor, self.deeplab_head(self.embedding(maps)))
 
     def encode_support(self, images: Images, masks: Images, labels: Labels | None = None) -> Task:
         """Turn a support set into a Task of prototypes; see FewShotSegmenter.encode_support.
@@ -163,7 +167,8 @@ class DENet(FewShotSegmenter):
         features = self.embed(shots.flatten(0, 1))
         objects = (masks == 1).flatten(0, 1).unsqueeze(1).float()
         objects = F.interpolate(objects, features.shape[2:], mode="nearest")
-        return self.estimator.prototypes(features, objects).unflatten(0, shots.shape[:2])
+        rows = self.estimator.prototypes(features, objects)
+        return rows.view(*shots.shape[:2], WIDTH)
 
     @torch.no_grad()
     def fit(

@@ -52,15 +52,14 @@ def published_level(
     return torch.cat(logits)
 
 
-def published_forward(
+def published_levels(
     model: AMP,
-    images: Tensor,  # (N, K, 3, H, W)
+    supports: list[Tensor],  # (N * K, D, h, w) a level
     masks: Tensor,  # (N, K, H, W) of {0, 1}
-    query: Tensor,  # (N, 3, H, W)
+    queries: list[Tensor],  # (N, D, h, w) a level
     labels: Tensor,  # (N,)
 ) -> Tensor:  # (N, C or 2, h, w)
-    """The logits; overwrites row 0 of the model's classifiers."""
-    supports, queries = model.levels(images.flatten(0, 1)), model.levels(query)
+    """The logits behind the encoder; overwrites row 0 of the model's classifiers."""
     levels = [
         published_level(
             *(classifier, support, masks.flatten(0, 1), features, labels),
@@ -73,3 +72,15 @@ def published_forward(
     for one in (levels[1], levels[0]):
         total = one + F.interpolate(total, one.shape[2:], mode="bilinear", align_corners=True)
     return total
+
+
+def published_forward(
+    model: AMP,
+    images: Tensor,  # (N, K, 3, H, W)
+    masks: Tensor,  # (N, K, H, W) of {0, 1}
+    query: Tensor,  # (N, 3, H, W)
+    labels: Tensor,  # (N,)
+) -> Tensor:  # (N, C or 2, h, w)
+    """The logits; overwrites row 0 of the model's classifiers."""
+    supports, queries = model.levels(images.flatten(0, 1)), model.levels(query)
+    return published_levels(model, supports, masks, queries, labels)

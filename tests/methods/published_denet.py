@@ -49,13 +49,17 @@ def published_classifier(
     return torch.cat(full), torch.cat(binary)
 
 
-def published_embedding(model: DENet, images: Tensor) -> Tensor:
-    """(M, 256, h, w) of images (M, 3, H, W); the whole encoder runs."""
-    maps = model.encoder(images)
+def published_head(model: DENet, maps: Tensor) -> Tensor:
+    """(M, 256, h, w) of the encoder's maps (M, C, h, w)."""
     head = model.deeplab_head
-    x = published_aspp(head.aspp, model.embedding(maps[model.layers[0]]))
+    x = published_aspp(head.aspp, model.embedding(maps))
     embedded: Tensor = F.relu(head.bn(head.conv1(x)))
     return embedded
+
+
+def published_embedding(model: DENet, images: Tensor) -> Tensor:
+    """(M, 256, h, w) of images (M, 3, H, W); the whole encoder runs."""
+    return published_head(model, model.encoder(images)[model.layers[0]])
 
 
 def published_forward(
