@@ -22,10 +22,10 @@ from fastfss.errors import CheckpointError
 from fastfss.weights import load_into, read_checkpoint
 
 _BUILDERS: dict[str, Callable[[str], Encoder]] = {
-    **dict.fromkeys(("amp_vgg16", "amp_vgg16_bn"), AMPVGG),
     **dict.fromkeys(("deep_resnet50", "deep_resnet101"), DeepStemResNet),
     "dilated_densenet121": DilatedDenseNet,
     **dict.fromkeys(("dilated_resnet50", "dilated_resnet101"), DilatedResNet),
+    **dict.fromkeys(("amp_vgg16", "amp_vgg16_bn"), AMPVGG),
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), TorchvisionResNet),
     **dict.fromkeys(("vgg16", "vgg16_bn", "mobilenet_v2", "squeezenet1_1"), TorchvisionSequential),
     "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),

@@ -335,8 +335,8 @@ def moved_in_turn(
 
 
 def _powers(count: int, alpha: float, like: Tensor) -> Tensor:
-    exponents = torch.arange(count, device=like.device, dtype=torch.float64)
-    return ((1 - alpha) ** exponents).to(like.dtype)
+    """(1 - alpha)^n for n = 0 to count - 1."""
+    return (1 - alpha) ** torch.arange(count, device=like.device, dtype=like.dtype)
 
 
 def _summed(levels: list[Tensor]) -> Tensor:

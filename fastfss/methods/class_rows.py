@@ -56,7 +56,7 @@ def checked_labels(
     """
     if labels is None:
         return None
-    ids = torch.as_tensor(labels, device=device)
+    ids = torch.as_tensor(labels)
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise expected_kind("labels", "integers", str(ids.dtype))
     ids = ids.long().reshape(-1)
@@ -64,7 +64,7 @@ def checked_labels(
         raise expected("labels", f"one class id, or {batch}, one an episode", f"{len(ids)} ids")
     if not bool(((ids >= 1) & (ids < classes)).all()):
         raise expected("labels", f"class ids of 1 to {classes - 1}", str(ids.tolist()))
-    return ids.expand(batch)
+    return ids.to(device).expand(batch)
 
 
 def label_of(task: Task) -> Tensor | None:
