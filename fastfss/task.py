@@ -71,12 +71,16 @@ class Task:
                 task's name stays).
 
         Raises:
-            ValueError: if a task comes from another method, encoder or weights, or another batch.
+            ValueError: if a task comes from another method, encoder or weights, or another batch,
+                or holds other tensors.
         """
         for other in others:
             other.check_settings(self.method, self.settings, argument="others")
             if other.batch != self.batch:
                 raise expected("others", f"tasks of batch {self.batch}", f"batch {other.batch}")
+            if other.tensors.keys() != self.tensors.keys():
+                held, came = (", ".join(sorted(one.tensors)) for one in (self, other))
+                raise expected("others", f"tasks that hold {held}", f"one that holds {came}")
         joined = {
             key: torch.cat([tensor, *(o.tensors[key].to(tensor) for o in others)], dim=1)
             for key, tensor in self.tensors.items()

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastfss.encoders.amp_vgg import AMPVGG
 from fastfss.encoders.base import Encoder
 from fastfss.encoders.deep_stem_resnet import DeepStemResNet
 from fastfss.encoders.dilated_densenet import DilatedDenseNet
@@ -27,6 +28,7 @@ _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     **dict.fromkeys(("deep_resnet50", "deep_resnet101"), DeepStemResNet),
     "dilated_densenet121": DilatedDenseNet,
     **dict.fromkeys(("dilated_resnet50", "dilated_resnet101"), DilatedResNet),
+    **dict.fromkeys(("amp_vgg16", "amp_vgg16_bn"), AMPVGG),
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), TorchvisionResNet),
     **dict.fromkeys(("vgg16", "vgg16_bn", "mobilenet_v2", "squeezenet1_1"), TorchvisionSequential),
     **dict.fromkeys(("blocks_resnet50", "blocks_resnet101"), EveryBlockResNet),

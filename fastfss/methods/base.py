@@ -267,6 +267,16 @@ class FewShotSegmenter(nn.Module):
             1
         """
         self._warn_if_random()
+        task = self.encode_support(*self.read_shots(shots, mask_value))
+        return self.named(task, name)
+
+    def read_shots(
+        self, shots: Iterable[tuple[ImageLike, MaskLike]], mask_value: int | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The support images (1, 3, h, w) and masks (1, h', w') of `fit`, as encode_support's.
+
+        Args, Raises: as in fit.
+        """
         images, masks = [], []
         for index, pair in enumerate(shots):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -283,7 +293,10 @@ class FewShotSegmenter(nn.Module):
             masks.append(frame_mask(mask, self.frame, self.size))
         if not images:
             raise expected("shots", "at least one pair (image, mask)", "none")
-        task = self.encode_support(images, masks)
+        return images, masks
+
+    def named(self, task: Task, name: str) -> Task:
+        """The task with the name and with what it needs where it is used."""
         return Task(task.method, task.tensors, name, self.settings())
 
     @torch.no_grad()
@@ -361,17 +374,18 @@ class FewShotSegmenter(nn.Module):
         return self.encoder.normalization.apply(images).to(dtype)
 
     def _warn_if_random(self) -> None:
+        # The line that is shown is four frames up: fit or predict, and no_grad around it.
         if self.head_origin == "random":
             warnings.warn(
                 f"the head of {self.info.title} has random weights, so its masks mean nothing; "
                 "pass weights= a checkpoint of the whole method to create_model, or train it",
-                stacklevel=3,
+                stacklevel=4,
             )
         elif self.weights_origin == "random":
             warnings.warn(
                 "this model has random weights, so its masks mean nothing; pass weights= a "
                 'checkpoint, an encoder file or "imagenet" to create_model',
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

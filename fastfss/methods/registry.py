@@ -9,10 +9,12 @@ from typing import Any
 
 from fastfss.encoders import Encoder, create_encoder, load_encoder
 from fastfss.errors import expected, expected_kind
+from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.hsnet import HSNet
+from fastfss.methods.denet import DENet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet
@@ -21,9 +23,11 @@ from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
 _CLASSES: tuple[type[FewShotSegmenter], ...] = (
+    AMP,
     CANet,
     DCAMA,
     HSNet,
+    DENet,
     MLC,
     PANet,
     PGNet,

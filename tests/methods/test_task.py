@@ -64,8 +64,12 @@ def test_merging_puts_the_shots_together_and_select_takes_them_apart() -> None:
             "weights 'abc', got one with 'xyz'",
         ),
         (task(tensors={k: torch.zeros(2, 1, 8) for k in ("foreground", "background")}), "batch"),
+        (
+            task(tensors={"foreground": torch.zeros(1, 1, 8)}),
+            "tasks that hold background, foreground, got one that holds foreground",
+        ),
     ],
-    ids=["method", "weights", "batch"],
+    ids=["method", "weights", "batch", "tensors"],
 )
 def test_tasks_that_do_not_belong_together_are_refused(other: Task, message: str) -> None:
     with pytest.raises(ValueError, match=message):
