@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from fastfss.encoders import create_encoder, list_encoders
 from fastfss.methods import (
+    AMP,
     DCAMA,
     MLC,
     SSP,
     CANet,
+    DENet,
     HSNet,
     PANet,
-    AMP,
-    MLC,
-    SSP,
-    CANet,
-    DENet,
     PGNet,
     create_model,
     list_models,
@@ -32,17 +29,14 @@ from fastfss.task import Task
 __version__ = "0.1.0"
 
 __all__ = [
+    "AMP",
     "DCAMA",
     "MLC",
     "SSP",
     "CANet",
+    "DENet",
     "HSNet",
     "PANet",
-    "AMP",
-    "MLC",
-    "SSP",
-    "CANet",
-    "DENet",
     "PGNet",
     "Result",
     "Task",

@@ -13,7 +13,7 @@ import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        CANet DCAMA HSNet MLC PANet PGNet Result SSP Task create_encoder create_model
+        AMP CANet DCAMA DENet HSNet MLC PANet PGNet Result SSP Task create_encoder create_model
         list_encoders list_models model_info
     """,
     fastfss.ops: """
@@ -21,8 +21,9 @@ PUBLIC = {
         masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        CANet DCAMA FewShotSegmenter HSNet MethodInfo MLC PANet PANetOutput PGNet Prediction
-        PublishedScore SelfSupportConfig SSP SSPOutput create_model list_models model_info
+        AMP CANet ClassLogits DCAMA DENet FewShotSegmenter HSNet MethodInfo MLC PANet
+        PANetOutput PGNet Prediction PublishedScore SelfSupportConfig SSP SSPOutput create_model
+        list_models model_info
     """,
     fastfss.protocols: """
         ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter
@@ -37,13 +38,6 @@ PUBLIC = {
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop
         RandomScale RandomStretch Square VerticalFlip
     """,
-    fastfss: "AMP CANet DENet MLC PGNet SSP Result Task create_encoder create_model list_encoders "
-    "list_models model_info",
-    fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
-    "masked_average_pool prototype_match",
-    fastfss.methods: "AMP CANet ClassLogits DENet FewShotSegmenter MLC MethodInfo PGNet "
-    "Prediction PublishedScore SSP SSPOutput SelfSupportConfig create_model list_models model_info",
-    fastfss.protocols: "ConfusionMeter FoldMeter",
 }
 
 

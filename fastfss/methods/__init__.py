@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter, Prediction
 from fastfss.methods.canet import CANet
-from fastfss.methods.dcama import DCAMA
-from fastfss.methods.hsnet import HSNet
 from fastfss.methods.class_rows import ClassLogits
+from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
+from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet, PANetOutput
@@ -18,8 +18,8 @@ from fastfss.methods.self_support import SelfSupportConfig
 from fastfss.methods.ssp import SSP, SSPOutput
 
 __all__ = [
-    "DCAMA",
     "AMP",
+    "DCAMA",
     "MLC",
     "SSP",
     "CANet",

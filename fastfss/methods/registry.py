@@ -13,8 +13,8 @@ from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
 from fastfss.methods.dcama import DCAMA
-from fastfss.methods.hsnet import HSNet
 from fastfss.methods.denet import DENet
+from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet
@@ -26,8 +26,8 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     AMP,
     CANet,
     DCAMA,
-    HSNet,
     DENet,
+    HSNet,
     MLC,
     PANet,
     PGNet,

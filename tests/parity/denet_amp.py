@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +20,7 @@ DENET_ENCODERS = {
     "DenseNet121": "dilated_densenet121",
 }
 AMP_ENCODERS = {"VGG16Base": "amp_vgg16", "VGG16BNBase": "amp_vgg16_bn"}
-# Cases of the data sets' side of DENet, which fastfss does not hold yet.
-DENET_NOT_YET = {"augment", "sampler"}
+
 # The specification's bound for gradient norms.
 GRADIENT_TOLERANCE = 1e-3
 # Near this share of the largest logit two classes may change places (float32 of both sides).
@@ -31,8 +29,6 @@ TIE = 1e-4
 
 def run_denet(case: Case, report: Report) -> None:
     kind = str(case.value("kind"))
-    if kind in DENET_NOT_YET:
-        pytest.skip(f"denet {kind}: not in fastfss yet")
     kinds: dict[str, Callable[[Case, Report], None]] = {
         "forward": _denet_forward,
         "support_free": _denet_support_free,
