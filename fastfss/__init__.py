@@ -9,7 +9,7 @@ Example:
 from __future__ import annotations
 
 from fastfss.encoders import create_encoder, list_encoders
-from fastfss.methods import MLC, SSP, create_model, list_models, model_info
+from fastfss.methods import MLC, SSP, PFENet, create_model, list_models, model_info
 from fastfss.result import Result
 from fastfss.task import Task
 
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MLC",
     "SSP",
+    "PFENet",
     "Result",
     "Task",
     "create_encoder",

@@ -11,11 +11,12 @@ import fastfss.protocols
 import fastfss.weights
 
 PUBLIC = {
-    fastfss: "MLC SSP Result Task create_encoder create_model list_encoders list_models model_info",
+    fastfss: "MLC PFENet SSP Result Task create_encoder create_model list_encoders list_models "
+    "model_info",
     fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
     "masked_average_pool prototype_match",
-    fastfss.methods: "FewShotSegmenter MLC MethodInfo Prediction PublishedScore SSP SSPOutput "
-    "SelfSupportConfig create_model list_models model_info",
+    fastfss.methods: "FewShotSegmenter MLC MethodInfo PFENet PFENetOutput Prediction "
+    "PublishedScore SSP SSPOutput SelfSupportConfig create_model list_models model_info",
     fastfss.protocols: "ConfusionMeter FoldMeter",
 }
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastfss.encoders.base import Encoder
 from fastfss.encoders.deep_stem_resnet import DeepStemResNet
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
+from fastfss.encoders.pfenet_encoders import PFENetResNet, PFENetVGG
 from fastfss.encoders.timm_encoder import PREFIX, TimmEncoder
 from fastfss.encoders.torchvision_encoders import TorchvisionResNet, TorchvisionSequential
 from fastfss.errors import CheckpointError
@@ -23,6 +24,8 @@ _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), TorchvisionResNet),
     **dict.fromkeys(("vgg16", "vgg16_bn", "mobilenet_v2", "squeezenet1_1"), TorchvisionSequential),
     "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),
+    **dict.fromkeys(("pfenet_resnet50", "pfenet_resnet101", "pfenet_resnet152"), PFENetResNet),
+    "pfenet_vgg16_bn": lambda _name: PFENetVGG(),
 }
 
 

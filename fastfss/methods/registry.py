@@ -12,11 +12,13 @@ from fastfss.errors import expected, expected_kind
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
+from fastfss.methods.pfenet import PFENet
 from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
 _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     MLC,
+    PFENet,
     SSP,
 )
 METHODS = {method.method: method for method in _CLASSES}

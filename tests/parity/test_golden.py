@@ -15,14 +15,19 @@ from pathlib import Path
 import pytest
 
 from tests.parity.golden import Case, Report, Runner, cases
+from tests.parity.pfenet import run_pfenet
 from tests.parity.ssp_mlc import run_mlc, run_ssp
 
-RUNNERS: dict[str, Runner] = {"ssp": run_ssp, "mlc": run_mlc}
+RUNNERS: dict[str, Runner] = {
+    "mlc": run_mlc,
+    "pfenet": run_pfenet,
+    "ssp": run_ssp,
+}
 
 # Methods of the golden cases that fastfss does not hold yet; a name in neither list is an error.
 NOT_YET = {
     *("amp", "canet", "clip", "dcama", "denet", "guided", "hsnet", "imr", "metrics"),
-    *("panet", "pfenet", "pgnet", "ppnet"),
+    *("panet", "pgnet", "ppnet"),
 }
 
 CARRIED = Path(__file__).parent / "cases"
