@@ -28,6 +28,8 @@ IGNORED = 255
 WIDTH = 256  # channels of everything behind the encoder
 POOLING_EPS = 5e-4  # added to the object's area
 RANGE_EPS = 1e-7  # added to the range of a prior
+# Pairs of query and way that are decoded as one batch: some 20 MB each at 473 pixels.
+DECODED_TOGETHER = 16
 STRIDE = 8  # images have 8 n + 1 pixels a side, so that every corner is a position
 
 PASCAL_PYRAMID = (60, 30, 15, 8)
@@ -211,9 +213,14 @@ class PFENet(FewShotSegmenter):
         """
         tasks = self.ways_of(query, task)
         features, high = self._query(query)
-        logits, _, _ = self._decode(features, high, tasks, auxiliary=False)
-        logits = _resize(logits, output_size or query.shape[-2:])
-        return Prediction.from_pairs(logits.chunk(len(tasks)))
+        size = output_size or query.shape[-2:]
+        together = max(1, DECODED_TOGETHER // len(query))
+        pairs: list[Tensor] = []
+        for first in range(0, len(tasks), together):
+            some = tasks[first : first + together]
+            logits, _, _ = self._decode(features, high, some, auxiliary=False)
+            pairs += _resize(logits, size).chunk(len(some))
+        return Prediction.from_pairs(pairs)
 
     def _query(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """The reduced middle-level features (B, 256, h, w) and the deepest map (B, C, h', w')."""
@@ -226,8 +233,8 @@ class PFENet(FewShotSegmenter):
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """Logits (N * B, 2, h, w) of N tasks, those of the branches, and the priors (N * B, h, w).
 
-        All ways are one batch. The priors are made task by task, since to join the tasks' feature
-        maps would copy them.
+        The ways are one batch. Only the priors are made task by task, since to join the tasks'
+        feature maps would copy them.
         """
         size = features.shape[-2:]
         shots = [_resize(self.priors(high, task), size) for task in tasks]
@@ -251,21 +258,28 @@ class PFENet(FewShotSegmenter):
         *,
         auxiliary: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:  # (N * B, 256, h, w), of each branch (N * B, 2, b, b)
-        """The pyramid: every branch hands its result to the next smaller one."""
+        """The pyramid: every branch hands its result to the next smaller one.
+
+        The branches' results are enlarged and joined by W: W [x_1; x_2; ...] is the sum of W_i x_i,
+        and product and resize commute, so that each product runs on the smaller of its two grids.
+        """
         size = features.shape[-2:]
-        branches: list[Tensor] = []
+        weights = self.get_parameter("res1.0.weight").split(WIDTH, dim=1)
+        joined = torch.zeros((), dtype=features.dtype, device=features.device)
         inner = []
+        x = features
         for index, grid in enumerate(self._grids(size)):
-            x = self._merge(index, grid, features, vectors, prior)
-            if branches:
-                pair = torch.cat([x, _resize(branches[-1], grid)], dim=1)
-                x = x + self.alpha_conv[index - 1](pair)
-            x = x + self.beta_conv[index](x)
+            merged = self._merge(index, grid, features, vectors, prior)
+            if index > 0:
+                previous = _resize(_resize(x, size), grid)
+                merged = merged + self.alpha_conv[index - 1](torch.cat([merged, previous], dim=1))
+            x = merged + self.beta_conv[index](merged)
             if auxiliary:
                 inner.append(self.inner_cls[index](x))
-            branches.append(_resize(x, size))
-        x = self.res1(torch.cat(branches, dim=1))
-        return x + self.res2(x), tuple(inner)
+            least = x if _smaller(grid, size) else _resize(x, size)
+            joined = joined + _resize(F.conv2d(least, weights[index]), size)
+        y = joined.relu()
+        return y + self.res2(y), tuple(inner)
 
     def _merge(
         self, index: int, grid: tuple[int, int], features: Tensor, vectors: Tensor, prior: Tensor
@@ -277,8 +291,8 @@ class PFENet(FewShotSegmenter):
         size = features.shape[-2:]
         weight = self.get_parameter(f"init_merge.{index}.0.weight")
         of_query, of_vector, of_prior = weight.split([WIDTH, WIDTH, 1], dim=1)
-        # The mean of a pool and the product commute: the product runs on the smaller grid.
-        if grid[0] * grid[1] < size[0] * size[1]:
+        # Pool and product commute too.
+        if _smaller(grid, size):
             shared = F.conv2d(F.adaptive_avg_pool2d(features, grid), of_query)
         else:
             shared = F.conv2d(features, of_query)
@@ -286,7 +300,8 @@ class PFENet(FewShotSegmenter):
                 shared = F.adaptive_avg_pool2d(shared, grid)
         ways = len(vectors) // len(features)
         constant = F.linear(vectors, of_vector.flatten(1))[..., None, None]
-        x = shared.repeat(ways, 1, 1, 1) + constant
+        # cat, unlike repeat, keeps channels-last maps so.
+        x = (shared if ways == 1 else torch.cat([shared] * ways)) + constant
         on_grid = _resize(prior, grid).to(x.dtype)
         return torch.addcmul(x, of_prior.view(1, -1, 1, 1), on_grid).relu_()
 
@@ -370,6 +385,10 @@ def _resize(maps: Tensor, size: Size) -> Tensor:
     if maps.shape[-2:] == size:
         return maps
     return F.interpolate(maps, size, mode="bilinear", align_corners=True)
+
+
+def _smaller(grid: Size, than: Size) -> bool:
+    return grid[0] * grid[1] < than[0] * than[1]
 
 
 def _check_sides(argument: str, images: Tensor) -> None:
