@@ -13,8 +13,8 @@ import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        AMP CANet DCAMA DENet HSNet MLC PANet PGNet Result SSP Task create_encoder create_model
-        list_encoders list_models model_info
+        AMP CANet DCAMA DENet HSNet MLC PANet PFENet PGNet Result SSP Task create_encoder
+        create_model list_encoders list_models model_info
     """,
     fastfss.ops: """
         Explanation center_pivot_conv4d dense_correlation dense_match dense_match_sums explain
@@ -22,8 +22,8 @@ PUBLIC = {
     """,
     fastfss.methods: """
         AMP CANet ClassLogits DCAMA DENet FewShotSegmenter HSNet MethodInfo MLC PANet
-        PANetOutput PGNet Prediction PublishedScore SelfSupportConfig SSP SSPOutput create_model
-        list_models model_info
+        PANetOutput PFENet PFENetOutput PGNet Prediction PublishedScore SelfSupportConfig SSP
+        SSPOutput create_model list_models model_info
     """,
     fastfss.protocols: """
         ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter

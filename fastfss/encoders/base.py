@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastfss.encoders._folding import fold_batch_norm_
 from fastfss.encoders.pointwise import use_pointwise_
+from fastfss.errors import expected
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -275,12 +276,39 @@ class StagedEncoder(Encoder):
         if held:
             self.truncate_(held[-1])
 
+    def resume(
+        self,
+        features: Tensor,  # (B, C, h, w)
+        after: str,
+        until: str,
+    ) -> Tensor:  # (B, C', h', w')
+        """Compute a deeper map from a shallower one, which a method may have changed meanwhile.
+
+        Args:
+            features: the map `after`, or what became of it.
+            after: its name.
+            until: the name of the deeper map.
+
+        Raises:
+            ValueError: an unknown name, or `until` is not deeper than `after`.
+        """
+        first, last = (self.features.index(self.info(name)) for name in (after, until))
+        if last <= first:
+            raise expected("until", f"a map deeper than {after!r}", repr(until))
+        for feature in self.features[first + 1 : last + 1]:
+            features = self._run(feature.name, features)
+        return features
+
+    def _run(self, stage: str, x: Tensor) -> Tensor:
+        for path in self._stages[stage]:
+            x = attrgetter(path)(self)(x)
+        return x
+
     def _compute(self, images: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
         maps: dict[str, Tensor] = {}
         x = images
         for feature in self.features:
-            for path in self._stages[feature.name]:
-                x = attrgetter(path)(self)(x)
+            x = self._run(feature.name, x)
             if feature.name in wanted:
                 maps[feature.name] = x
                 if len(maps) == len(wanted):

@@ -18,6 +18,7 @@ from fastfss.encoders.dilated_resnet import DilatedResNet
 from fastfss.encoders.every_block import EveryBlockResNet, EveryBlockVGG
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
 from fastfss.encoders.panet_vgg import PANetVGG
+from fastfss.encoders.pfenet_encoders import PFENetResNet, PFENetVGG
 from fastfss.encoders.swin import EveryBlockSwin
 from fastfss.encoders.timm_encoder import PREFIX, TimmEncoder
 from fastfss.encoders.torchvision_encoders import TorchvisionResNet, TorchvisionSequential
@@ -36,6 +37,8 @@ _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     "blocks_vgg16": lambda _name: EveryBlockVGG(),
     "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),
     "panet_vgg16": PANetVGG,
+    **dict.fromkeys(("pfenet_resnet50", "pfenet_resnet101", "pfenet_resnet152"), PFENetResNet),
+    "pfenet_vgg16_bn": lambda _name: PFENetVGG(),
 }
 
 

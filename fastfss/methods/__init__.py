@@ -12,6 +12,7 @@ from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet, PANetOutput
+from fastfss.methods.pfenet import PFENet, PFENetOutput
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig
@@ -30,6 +31,8 @@ __all__ = [
     "MethodInfo",
     "PANet",
     "PANetOutput",
+    "PFENet",
+    "PFENetOutput",
     "PGNet",
     "Prediction",
     "PublishedScore",

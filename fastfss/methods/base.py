@@ -20,7 +20,7 @@ from fastfss.data import ImageLike, MaskLike, read_image, read_mask
 from fastfss.encoders import Encoder
 from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import expected
-from fastfss.methods.frames import Frame, frame_image, frame_mask
+from fastfss.methods.frames import Frame, frame_image, frame_mask, frame_size
 from fastfss.methods.info import MethodInfo
 from fastfss.result import Result
 from fastfss.task import Task
@@ -54,6 +54,20 @@ class Prediction:
     def probabilities(self) -> Tensor:
         """(B, N, H, W): each task's foreground probability against its own background."""
         return self.margins.sigmoid()
+
+    def of_region(self, region: tuple[int, int], size: tuple[int, int]) -> Prediction:
+        """The part of a frame that an image fills, at the image's own size.
+
+        Args:
+            region: height and width of the part, in the top left of the logits.
+            size: height and width of the image; bilinear, as images are brought to a frame.
+        """
+
+        def restored(maps: Tensor) -> Tensor:
+            part = maps[..., : region[0], : region[1]]
+            return F.interpolate(part, size, mode="bilinear", align_corners=False)
+
+        return Prediction(restored(self.logits), restored(self.margins))
 
     @staticmethod
     def from_pairs(pairs: Sequence[Tensor]) -> Prediction:
@@ -322,7 +336,11 @@ class FewShotSegmenter(nn.Module):
         image = read_image(query, argument="query")
         size = (image.shape[1], image.shape[2])
         tasks = [one.to(self.device) for one in tasks]
-        prediction = self.segment(self._prepare(image), tasks, output_size=size)
+        whole, region = frame_size(*size, self.frame, self.size)
+        if region == whole:
+            prediction = self.segment(self._prepare(image), tasks, output_size=size)
+        else:
+            prediction = self.segment(self._prepare(image), tasks).of_region(region, size)
         return Result.from_probabilities(
             prediction.probabilities[0],
             prediction.labels[0],

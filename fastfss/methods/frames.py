@@ -7,29 +7,50 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-# aspect: the longer side becomes `size`; square: both sides do, whatever the shape.
-Frame = Literal["aspect", "square"]
+from fastfss.data import letterbox_image, letterbox_labels, letterbox_size
+
+# aspect: the longer side becomes `size`; square: both sides do, whatever the shape; letterbox: the
+# image keeps its aspect in the top left of a square, as PFENet's evaluation has it.
+Frame = Literal["aspect", "square", "letterbox"]
+
+
+def frame_size(
+    height: int, width: int, frame: Frame, size: int | None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What becomes of an image: the frame's height and width, and the image's in its top left.
+
+    They differ for "letterbox" alone.
+
+    Args:
+        height, width: of the image.
+        frame, size: as in frame_image.
+    """
+    if size is None:
+        return (height, width), (height, width)
+    if frame == "letterbox":
+        return (size, size), letterbox_size(height, width, size)
+    if frame == "square":
+        return (size, size), (size, size)
+    longer = max(height, width)
+    scaled = max(1, round(height * size / longer)), max(1, round(width * size / longer))
+    return scaled, scaled
 
 
 def frame_image(image: Tensor, frame: Frame, size: int | None) -> Tensor:
-    """Bring an image to a method's size; bilinear, antialiased.
+    """Bring an image to a method's size; bilinear, and antialiased unless letterboxed.
 
     Args:
-        image: (1, 3, H, W) floating point.
+        image: (1, 3, H, W) floating point, not yet normalised.
         frame: how.
         size: pixels; None keeps the image as it is.
 
     Returns:
         (1, 3, h, w).
     """
-    if size is None:
-        return image
+    if frame == "letterbox" and size is not None:
+        return letterbox_image(image, size)
     height, width = image.shape[-2:]
-    if frame == "square":
-        wanted = (size, size)
-    else:
-        longer = max(height, width)
-        wanted = (max(1, round(height * size / longer)), max(1, round(width * size / longer)))
+    wanted, _ = frame_size(height, width, frame, size)
     if wanted == (height, width):
         return image
     return F.interpolate(image, wanted, mode="bilinear", antialias=True)
@@ -44,9 +65,13 @@ def frame_mask(mask: Tensor, frame: Frame, size: int | None) -> Tensor:
 
     Returns:
         (1, h, w); with "aspect" the mask as it is, since those methods take any size of mask and
-        a larger one is more exact.
+        a larger one is more exact. 255 beside a letterboxed image.
     """
-    if frame == "aspect" or size is None or mask.shape[-2:] == (size, size):
+    if frame == "aspect" or size is None:
+        return mask
+    if frame == "letterbox":
+        return letterbox_labels(mask, size)
+    if mask.shape[-2:] == (size, size):
         return mask
     small = F.interpolate(mask.unsqueeze(0).float(), (size, size), mode="nearest-exact")
     return small[0].to(mask.dtype)

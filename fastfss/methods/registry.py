@@ -18,6 +18,7 @@ from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet
+from fastfss.methods.pfenet import PFENet
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
@@ -30,6 +31,7 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     HSNet,
     MLC,
     PANet,
+    PFENet,
     PGNet,
     SSP,
 )

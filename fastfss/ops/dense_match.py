@@ -44,7 +44,7 @@ def dense_match_reference(
     top = logits.amax(dim=2, keepdim=True)
     top = top.masked_fill(top == -torch.inf, 0)  # an empty mask
     if reduce == "max":
-        return top.view(query.shape[0], *query.shape[2:]).to(query.dtype)
+        return top.view(query.shape[0], *query.shape[2:])
     assert value is not None
     exponentials = weights * (logits - top.detach()).exp()
     total = exponentials.sum(dim=2, keepdim=True)
@@ -115,8 +115,8 @@ def dense_match(
         backend: "auto", or "native" or "reference" to force one.
 
     Returns:
-        softmax: (B, D, *q) in the query's dtype and memory format; max: (B, *q). Zero where the
-        mask is empty.
+        softmax: (B, D, *q) in the query's dtype and memory format; max: (B, *q) in float32 or
+        wider, because PFENet stretches its narrow range. Zero where the mask is empty.
 
     Raises:
         TypeError: arguments that are not tensors of a fitting kind.
@@ -197,7 +197,7 @@ def _native(
     eps: float,
 ) -> Tensor:
     if reduce == "max":
-        out = query.new_empty((query.shape[0], *query.shape[2:]))
+        out = _fake(query, key, None)
         _call(query, key, None, mask, out.flatten(1), None, scale, normalize, 1, eps)
     else:
         assert value is not None
@@ -261,7 +261,8 @@ def _why_not_native(query: Tensor, key: Tensor, value: Tensor | None, *_: Any) -
 
 def _fake(query: Tensor, key: Tensor, value: Tensor | None, *_: Any) -> Tensor:
     if value is None:
-        return query.new_empty((query.shape[0], *query.shape[2:]))
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        return query.new_empty((query.shape[0], *query.shape[2:]), dtype=dtype)
     return new_maps(query, value.shape[1], query.dtype)
 
 

@@ -22,6 +22,7 @@ from tests.parity.hsnet import run_hsnet
 from tests.parity.images import run_denet_augment, run_panet_annotations
 from tests.parity.metrics import run_hsnet_eval, run_metrics
 from tests.parity.panet import run_panet
+from tests.parity.pfenet import run_pfenet
 from tests.parity.samplers import run_denet_sampler, run_hsnet_sampling, run_panet_sampler
 from tests.parity.ssp_mlc import run_mlc, run_ssp
 
@@ -34,6 +35,7 @@ RUNNERS: dict[str, Runner] = {
     "metrics": run_metrics,
     "mlc": run_mlc,
     "panet": run_panet,
+    "pfenet": run_pfenet,
     "pgnet": run_pgnet,
     "ssp": run_ssp,
 }
@@ -48,7 +50,7 @@ PARTS: dict[tuple[str, str], Runner] = {
 }
 
 # Methods of the golden cases that fastfss does not hold yet; an unknown name is an error.
-NOT_YET = {"clip", "guided", "imr", "pfenet", "ppnet"}
+NOT_YET = {"clip", "guided", "imr", "ppnet"}
 
 CARRIED = Path(__file__).parent / "cases"
 SHARED = Path(__file__).parents[3] / "shared" / "parity"

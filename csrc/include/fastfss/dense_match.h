@@ -13,8 +13,8 @@ struct DenseMatchArgs {
   TensorView key;    // [B, C, M], the same dtype
   TensorView value;  // [B, D, M], the same dtype; data null for kMax
   TensorView mask;   // [B, M] float32; data null: all ones
-  TensorView
-      out;  // kSoftmax [B, D, N] and kMax [B, N] in the query's dtype; kSums [B, D, N] float32
+  // kSoftmax [B, D, N] in the query's dtype; kMax [B, N] and kSums [B, D, N] float32
+  TensorView out;
   TensorView denominator;  // kSums: [B, N] float32; else data null
   float scale = 1.0f;
   float eps = 1e-8f;
