@@ -26,6 +26,7 @@ from tests.parity.pfenet import run_pfenet
 from tests.parity.samplers import run_denet_sampler, run_hsnet_sampling, run_panet_sampler
 from tests.parity.ssp_mlc import run_mlc, run_ssp
 
+
 RUNNERS: dict[str, Runner] = {
     "amp": run_amp,
     "canet": run_canet,
