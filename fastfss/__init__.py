@@ -9,7 +9,16 @@ Example:
 from __future__ import annotations
 
 from fastfss.encoders import create_encoder, list_encoders
-from fastfss.methods import MLC, SSP, CANet, PGNet, create_model, list_models, model_info
+from fastfss.methods import (
+    MLC,
+    SSP,
+    CANet,
+    PANet,
+    PGNet,
+    create_model,
+    list_models,
+    model_info,
+)
 from fastfss.result import Result
 from fastfss.task import Task
 
@@ -19,6 +28,7 @@ __all__ = [
     "MLC",
     "SSP",
     "CANet",
+    "PANet",
     "PGNet",
     "Result",
     "Task",

@@ -15,6 +15,7 @@ from fastfss.encoders.deep_stem_resnet import DeepStemResNet
 from fastfss.encoders.dilated_densenet import DilatedDenseNet
 from fastfss.encoders.dilated_resnet import DilatedResNet
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
+from fastfss.encoders.panet_vgg import PANetVGG
 from fastfss.encoders.timm_encoder import PREFIX, TimmEncoder
 from fastfss.encoders.torchvision_encoders import TorchvisionResNet, TorchvisionSequential
 from fastfss.errors import CheckpointError
@@ -27,6 +28,7 @@ _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), TorchvisionResNet),
     **dict.fromkeys(("vgg16", "vgg16_bn", "mobilenet_v2", "squeezenet1_1"), TorchvisionSequential),
     "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),
+    "panet_vgg16": PANetVGG,
 }
 
 

@@ -372,35 +372,39 @@ class FewShotSegmenter(nn.Module):
             )
 
 
-def shots_of(images: Images, masks: Images) -> tuple[list[Tensor], list[Tensor]]:
+def shots_of(
+    images: Images, masks: Images, *, argument: str = "masks"
+) -> tuple[list[Tensor], list[Tensor]]:
     """Check a support set and return it as K images (B, 3, H, W) and K masks (B, H, W).
+
+    `argument` is what messages call the masks.
 
     Raises:
         TypeError: for other things than tensors.
         ValueError: for wrong shapes, different numbers of images and masks, or no shot.
     """
     lists = []
-    for argument, value, rank in (("images", images, 4), ("masks", masks, 3)):
+    for name, value, rank in (("images", images, 4), (argument, masks, 3)):
         if isinstance(value, Tensor):
             if value.ndim != rank + 1:
                 shape = "(B, K, 3, H, W)" if rank == 4 else "(B, K, H, W)"
-                raise expected(argument, shape, str(tuple(value.shape)))
+                raise expected(name, shape, str(tuple(value.shape)))
             value = list(value.unbind(1))
         for index, one in enumerate(value):
             if not isinstance(one, Tensor):
-                raise TypeError(f"{argument}[{index}]: expected a tensor, got {type(one).__name__}")
+                raise TypeError(f"{name}[{index}]: expected a tensor, got {type(one).__name__}")
             if one.ndim != rank or (rank == 4 and one.shape[1] != 3):
                 shape = "(B, 3, H, W)" if rank == 4 else "(B, H, W)"
-                raise expected(f"{argument}[{index}]", shape, str(tuple(one.shape)))
+                raise expected(f"{name}[{index}]", shape, str(tuple(one.shape)))
         lists.append(list(value))
     first, second = lists
     if len(first) != len(second) or not first:
         raise expected(
-            "masks", "one mask an image, at least one", f"{len(second)} for {len(first)}"
+            argument, "one mask an image, at least one", f"{len(second)} for {len(first)}"
         )
     if len({one.shape[0] for one in first + second}) != 1:
         sizes = [one.shape[0] for one in first + second]
-        raise expected("images and masks", "the same batch size in all shots", str(sizes))
+        raise expected(f"images and {argument}", "the same batch size in all shots", str(sizes))
     return first, second
 
 

@@ -13,6 +13,7 @@ from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
+from fastfss.methods.panet import PANet
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
@@ -20,6 +21,7 @@ from fastfss.weights import read_checkpoint
 _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     CANet,
     MLC,
+    PANet,
     PGNet,
     SSP,
 )

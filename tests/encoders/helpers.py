@@ -16,6 +16,7 @@ FAMILIES = (
     "vgg16_bn",
     "mobilenet_v2",
     "mobilenet_v2_tf",
+    "panet_vgg16",
     "squeezenet1_1",
 )
 
