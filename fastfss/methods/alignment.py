@@ -31,7 +31,7 @@ def predicted_regions(scores: Tensor) -> Tensor:
         scores: (B, N, 1 + W, h, w) of N queries; no gradient passes.
     """
     best = scores.detach().argmax(dim=2, keepdim=True)
-    return torch.zeros_like(scores, requires_grad=False).scatter_(2, best, 1)
+    return torch.zeros_like(scores).scatter_(2, best, 1)
 
 
 def present_ways(regions: Tensor) -> Tensor:

@@ -35,9 +35,9 @@ class Prediction:
 
     Attributes:
         logits: (B, N + 1, H, W): background, then one channel a task. For one task the published
-            pair of logits; for several, 0 and the tasks' foreground-minus-background margins, so
-            that the argmax is the task with the largest margin, or background where none is
-            positive.
+            pair of logits; for several, what was published for several ways, if it was, else 0 and
+            the tasks' foreground-minus-background margins. Either way the argmax is the task with
+            the largest margin, or background where none is positive.
         margins: (B, N, H, W): foreground minus background logit of each task.
     """
 

@@ -49,7 +49,7 @@ def upsample(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class PrototypeSegmenter(FewShotSegmenter):
-    """Support side of MLC and SSP: masked average pooling, K shots averaged with equal weight."""
+    """Support side of MLC, PANet and SSP: masked averages, K shots with equal weight."""
 
     # "mask": the mask is shrunk to the features; "features": the features are enlarged to the mask.
     pooling_resize: Literal["mask", "features"]

@@ -7,9 +7,14 @@ import torch
 from torch import Tensor
 
 from fastfss.encoders import create_encoder
-from fastfss.methods import PANet, Prediction
+from fastfss.methods import PANet, PANetOutput
 from fastfss.weights import load_into
 from tests.parity.golden import TOLERANCE, Case, Report, Runner, normalised
+
+# The first convolution's gradient is discontinuous: a ReLU or a pooling within rounding of a tie
+# takes another branch. Our own float32 and float64 differ by up to 6e-4 in it, and by 1e-5 in its
+# norm, over six seeds. Behind the last convolution there is no ReLU.
+FLIP_TOLERANCE = 1e-3
 
 
 def run_panet(case: Case, report: Report) -> None:
@@ -42,19 +47,11 @@ def _forward(case: Case, report: Report) -> None:
     model = _model(case)
     images, masks, query, _ = _episodes(case)
     _compare_features(case, report, model, images, query)
-    assert query.shape[1] == 1, "several queries are segmented one after another"
-    query = query[:, 0]
     shots = zip(images.unbind(1), masks.unbind(1), strict=True)
     tasks = [model.encode_support(*way) for way in shots]
-    features = model.features(query)
-    pairs = [model._prototypes(task, features) for task in tasks]
-    foreground = torch.stack([pair[0] for pair in pairs], dim=1)
-    background = torch.stack([pair[1] for pair in pairs]).mean(dim=0)
-    scores = model.scores(features, foreground, background)
-    prototypes = torch.cat([background.unsqueeze(1), foreground], dim=1)
-    _compare_head(case, report, prototypes, scores, model.segment(query, tasks).logits)
-    # The training forward in evaluation mode is the same.
-    _compare_head(case, report, prototypes, scores, model(images, masks, query).logits)
+    logits = torch.cat([model.segment(one, tasks).logits for one in query.unbind(1)])
+    report.compare("out_logits of tasks", logits, case["out_logits"])
+    _compare_head(case, report, model(images, masks, query))
 
 
 def _train(case: Case, report: Report) -> None:
@@ -63,9 +60,7 @@ def _train(case: Case, report: Report) -> None:
     _compare_features(case, report, model, images, query)
     output = model(images, masks, query)
     losses = model.loss(output, query_mask)
-    _compare_head(
-        case, report, output.prototypes, output.scores.transpose(0, 1).flatten(0, 1), output.logits
-    )
+    _compare_head(case, report, output)
     for ours, theirs in {"query": "query", "alignment": "align", "total": "total"}.items():
         report.compare_if_there(case, f"loss_{theirs}", losses[ours])
     losses["total"].backward()
@@ -78,7 +73,9 @@ def _train(case: Case, report: Report) -> None:
     assert first.grad is not None
     report.compare_if_there(case, "mid_grad_last_conv", last.grad[::64, ::64])
     report.compare_if_there(case, "grad_norm_last_conv", last.grad.norm())
-    report.compare_if_there(case, "grad_norm_first_conv", first.grad.norm())
+    report.compare_if_there(
+        case, "grad_norm_first_conv", first.grad.norm(), tolerance=FLIP_TOLERANCE
+    )
 
 
 def _compare_features(
@@ -93,20 +90,18 @@ def _compare_features(
         report.compare_if_there(case, key, maps[name][:, ::16, ::3, ::3])
 
 
-def _compare_head(
-    case: Case, report: Report, prototypes: Tensor, scores: Tensor, logits: Tensor
-) -> None:
-    wanted = case.tensor("out_logits")
-    for key, ours in {"mid_prototypes": prototypes, "mid_dist": scores}.items():
+def _compare_head(case: Case, report: Report, output: PANetOutput) -> None:
+    scores = output.scores.transpose(0, 1).flatten(0, 1)
+    for key, ours in {"mid_prototypes": output.prototypes, "mid_dist": scores}.items():
         if key in case:
             report.compare(key, ours.reshape(case[key].shape), case[key])
-    report.compare("out_logits", logits, wanted)
+    wanted = case.tensor("out_logits")
+    report.compare("out_logits", output.logits, wanted)
     if "out_pred" in case:
         # Labels may differ where the reference's two best logits are closer than the tolerance.
         best = wanted.topk(2, dim=1).values
         sure = best[:, 0] - best[:, 1] > TOLERANCE * wanted.abs().max()
-        labels = Prediction(logits, logits[:, 1:]).labels
-        assert torch.equal(labels[sure], case.tensor("out_pred").long()[sure])
+        assert torch.equal(output.logits.argmax(dim=1)[sure], case.tensor("out_pred").long()[sure])
 
 
 def _not_yet(case: Case, report: Report) -> None:
