@@ -29,6 +29,7 @@ _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     **dict.fromkeys(("vgg16", "vgg16_bn", "mobilenet_v2", "squeezenet1_1"), TorchvisionSequential),
     "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),
     "panet_vgg16": PANetVGG,
+    **dict.fromkeys(("ppnet_resnet50", "ppnet_resnet101"), DilatedResNet),
 }
 
 
