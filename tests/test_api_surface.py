@@ -11,12 +11,13 @@ import fastfss.protocols
 import fastfss.weights
 
 PUBLIC = {
-    fastfss: "CANet MLC PANet PGNet SSP Result Task create_encoder create_model list_encoders "
-    "list_models model_info",
+    fastfss: "CANet MLC PANet PGNet PPNet SSP Result Task create_encoder create_model "
+    "list_encoders list_models model_info",
     fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
     "masked_average_pool prototype_match",
-    fastfss.methods: "CANet FewShotSegmenter MLC MethodInfo PANet PANetOutput PGNet Prediction "
-    "PublishedScore SSP SSPOutput SelfSupportConfig create_model list_models model_info",
+    fastfss.methods: "CANet FewShotSegmenter GraphConfig MLC MethodInfo PANet PANetOutput PGNet "
+    "PPNet PPNetOutput PartConfig Prediction PublishedScore SSP SSPOutput SelfSupportConfig "
+    "Unlabelled create_model list_models model_info",
     fastfss.protocols: "ConfusionMeter FoldMeter",
 }
 

@@ -15,6 +15,7 @@ from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet
 from fastfss.methods.pgnet import PGNet
+from fastfss.methods.ppnet import PPNet
 from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
@@ -23,6 +24,7 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     MLC,
     PANet,
     PGNet,
+    PPNet,
     SSP,
 )
 METHODS = {method.method: method for method in _CLASSES}
