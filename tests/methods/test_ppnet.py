@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import gc
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +172,7 @@ def test_options_do_what_they_say() -> None:
 
 @torch.no_grad()
 def test_starts_can_be_given_as_indices_or_fractions() -> None:
-    segmenter = model()
+    segmenter = model(parts=PartConfig(rounds=2))
     images, masks, query, _ = episode(ways=2)
     tasks = tasks_of(segmenter, images, masks)
     fractions = segmenter.own_starts(3)
@@ -183,11 +182,15 @@ def test_starts_can_be_given_as_indices_or_fractions() -> None:
     )
     first = torch.zeros(1, 3, 5, dtype=torch.int64)
     alike = segmenter.prototypes(tasks, starts=first)
-    # All start at one vector, so that four of five clusters are empty: alpha times the global one.
-    assert_close(alike[:, :, 1], alike[:, :, 4])
-    keeping = model(parts=PartConfig(empty="previous")).prototypes(tasks, starts=first)
-    assert_close(keeping[:, :, 0], alike[:, :, 0])
-    assert not torch.allclose(keeping[:, :, 1], alike[:, :, 1])
+    # All start at one vector. The first moves away, the second takes in the last round what is near
+    # its start, and the others stay empty: alpha times the global vector is all that they are.
+    features, vectors = ([task.tensors[key] for task in tasks] for key in ("features", "vectors"))
+    expected = segmenter.parts.alpha * segmenter.class_vectors(vectors).unsqueeze(2)
+    assert_close(alike[:, :, 2:], expected.expand(-1, -1, 3, -1))
+    keeping = model(parts=PartConfig(rounds=2, empty="previous")).prototypes(tasks, starts=first)
+    assert_close(keeping[:, :, :2], alike[:, :, :2])
+    start = features[0][:, 0, :, 0, 0]  # the first cell of the background
+    assert_close(keeping[:, 0, 2:], expected[:, 0] + start.unsqueeze(1).expand(-1, 3, -1))
 
 
 @torch.no_grad()
@@ -267,17 +270,18 @@ def test_kept_prototypes_are_in_no_copy_and_no_file(tmp_path: Path) -> None:
 
 
 def test_prototypes_kept_without_gradient_do_not_hide_one_that_is_wanted() -> None:
-    segmenter = model()
+    segmenter = model(layer="layer3")
     images, masks, query, _ = episode()
-    with torch.inference_mode():
+    with torch.no_grad():
         task = tasks_of(segmenter, images, masks)[0]
+    with torch.inference_mode():
         segmenter.segment(query, task)
-    # The query's encoder wants a gradient, and inference tensors cannot be part of that.
-    trained = replace(task, tensors={key: t.clone() for key, t in task.tensors.items()})
-    segmenter.segment(query, trained).logits.sum().backward()
-    assert segmenter.encoder.get_parameter("conv1.weight").grad is None
-    features = trained.tensors["features"].requires_grad_()
-    segmenter.segment(query, trained).logits.sum().backward()
+    # The query's encoder wants a gradient, of which inference tensors cannot be part.
+    segmenter.segment(query, task).logits.sum().backward()
+    weight = segmenter.encoder.get_parameter("layer3.0.conv1.weight")
+    assert weight.grad is not None
+    features = task.tensors["features"].requires_grad_()
+    segmenter.segment(query, task).logits.sum().backward()
     assert features.grad is not None
     assert features.grad.abs().max() > 0
 
@@ -339,8 +343,7 @@ def test_training_draws_its_starts_anew_and_evaluation_does_not() -> None:
 
 @torch.no_grad()
 def test_images_of_any_size_are_fitted_as_squares_and_saved_models_read(tmp_path: Path) -> None:
-    skimage = pytest.importorskip("skimage")
-    assert skimage is not None
+    pytest.importorskip("skimage")
     segmenter = model("graph", size=64)
     segmenter.weights_origin = "given"
     pixels = np.random.default_rng(0).integers(0, 80, (60, 91, 3), dtype=np.uint8)
@@ -352,7 +355,7 @@ def test_images_of_any_size_are_fitted_as_squares_and_saved_models_read(tmp_path
     without = segmenter.predict(pixels, task)
     segmenter.unlabelled = segmenter.fit_unlabelled([pixels, pixels[::-1].copy()], segments=20)
     assert segmenter.unlabelled.features.shape[:2] == (1, 2)
-    assert segmenter.unlabelled.present.sum() > 10
+    assert segmenter.unlabelled.present.sum() > 2
     segmenter.save(tmp_path / "ppnet.safetensors")
     again = fastfss.create_model(
         "ppnet",
@@ -362,6 +365,7 @@ def test_images_of_any_size_are_fitted_as_squares_and_saved_models_read(tmp_path
         variant="graph",
         weights=tmp_path / "ppnet.safetensors",
     )
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in segmenter.state_dict().items())
     assert again.unlabelled is None
     assert np.array_equal(again.predict(pixels, task).labels, without.labels)
     again.unlabelled = segmenter.unlabelled
