@@ -377,6 +377,7 @@ def test_images_of_any_size_are_fitted_as_squares_and_saved_models_read(tmp_path
     assert (found.mask() & truth).sum() / (found.mask() | truth).sum() > 0.5
     with pytest.raises(ValueError, match="task: expected a task with prototypes 'one'"):
         plain = PPNet(again.encoder, layers=("layer2",), size=64, variant="plain")
+        plain.weights_origin = "given"
         plain.predict(pixels, task)
 
 
