@@ -38,6 +38,14 @@ PUBLIC = {
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop
         RandomScale RandomStretch Square VerticalFlip
     """,
+    fastfss: "CANet MLC PANet PGNet PPNet SSP Result Task create_encoder create_model "
+    "list_encoders list_models model_info",
+    fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
+    "masked_average_pool prototype_match",
+    fastfss.methods: "CANet FewShotSegmenter GraphConfig MLC MethodInfo PANet PANetOutput PGNet "
+    "PPNet PPNetOutput PartConfig Prediction PublishedScore SSP SSPOutput SelfSupportConfig "
+    "Unlabelled create_model list_models model_info",
+    fastfss.protocols: "ConfusionMeter FoldMeter",
 }
 
 

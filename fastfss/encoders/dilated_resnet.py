@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class _Network:
 _NETWORKS = {
     "dilated_resnet50": _Network("resnet50", (3, 4, 6, 3)),
     "dilated_resnet101": _Network("resnet101", (3, 4, 23, 3)),
+    "ppnet_resnet50": _Network("resnet50", (3, 4, 6, 3), last_relu=False),
+    "ppnet_resnet101": _Network("resnet101", (3, 4, 23, 3), last_relu=False),
 }
 
 
@@ -42,18 +45,20 @@ class DilatedResNet(StagedEncoder):
 
     torchvision's network with `replace_stride_with_dilation=[False, True, True]`: dilation 2 in
     layer3 and 4 in layer4, each after a first block that still has the dilation before it. Names
-    and shapes of all entries are torchvision's, so its files fit.
+    and shapes of all entries are torchvision's, so its files fit. In "ppnet_resnet50" and "101" the
+    last block of layer4 has no ReLU, so that the map is signed; a PPNet checkpoint fits them too.
 
-    Source: He et al., CVPR 2016, as lizhaoliu-Lec/DENet (ACM MM 2020) uses it.
+    Source: He et al., CVPR 2016, as lizhaoliu-Lec/DENet (ACM MM 2020) and PPNet (Liu et al., ECCV
+    2020) use it.
 
     Args:
-        name: "dilated_resnet50" or "dilated_resnet101".
+        name: "dilated_resnet50", "dilated_resnet101", "ppnet_resnet50" or "ppnet_resnet101".
 
     Raises:
         ValueError: another name.
     """
 
-    ignored_keys = ("fc.*",)
+    ignored_keys: tuple[str, ...] = ("fc.*",)
 
     def __init__(self, name: str = "dilated_resnet50") -> None:
         if name not in _NETWORKS:
@@ -87,7 +92,17 @@ class DilatedResNet(StagedEncoder):
             1024, 512, fourth, dilation=4, first_dilation=2, last_relu=network.last_relu
         )
         initialise_(self)
+        if not network.last_relu:
+            # A PPNet checkpoint holds its heads too.
+            self.ignored_keys = ("fc.*", "aspp.*", "latentGraph.*")
         self.train(self.training)  # puts the batch norms into evaluation mode
+
+    def own_keys(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of torchvision's file, or of a PPNet checkpoint, under our names."""
+        return {
+            key.removeprefix("encoder.").removeprefix("backbone."): tensor
+            for key, tensor in tensors.items()
+        }
 
     def pretrained(self) -> dict[str, Tensor]:
         """torchvision's ImageNet weights of the network without dilation."""

@@ -39,6 +39,7 @@ _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     "panet_vgg16": PANetVGG,
     **dict.fromkeys(("pfenet_resnet50", "pfenet_resnet101", "pfenet_resnet152"), PFENetResNet),
     "pfenet_vgg16_bn": lambda _name: PFENetVGG(),
+    **dict.fromkeys(("ppnet_resnet50", "ppnet_resnet101"), DilatedResNet),
 }
 
 

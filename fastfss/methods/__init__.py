@@ -10,10 +10,13 @@ from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo, PublishedScore
+from fastfss.methods.latent_graph import GraphConfig, Unlabelled
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet, PANetOutput
 from fastfss.methods.pfenet import PFENet, PFENetOutput
+from fastfss.methods.parts import PartConfig
 from fastfss.methods.pgnet import PGNet
+from fastfss.methods.ppnet import PPNet, PPNetOutput
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig
 from fastfss.methods.ssp import SSP, SSPOutput
@@ -28,16 +31,21 @@ __all__ = [
     "DENet",
     "FewShotSegmenter",
     "HSNet",
+    "GraphConfig",
     "MethodInfo",
     "PANet",
     "PANetOutput",
     "PFENet",
     "PFENetOutput",
     "PGNet",
+    "PPNet",
+    "PPNetOutput",
+    "PartConfig",
     "Prediction",
     "PublishedScore",
     "SSPOutput",
     "SelfSupportConfig",
+    "Unlabelled",
     "create_model",
     "list_models",
     "model_info",

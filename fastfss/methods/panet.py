@@ -155,14 +155,7 @@ class PANet(PrototypeSegmenter):
 
     def regions(self, masks: Tensor, backgrounds: Tensor | None = None) -> Tensor:
         """Foreground and background, bool (..., 2, H, W), of masks and backgrounds (..., H, W)."""
-        if backgrounds is None:
-            background = masks == 0 if self.ignored == "excluded" else masks != 1
-        elif backgrounds.shape != masks.shape:
-            wanted = f"{tuple(masks.shape)} as the masks have"
-            raise expected("backgrounds", wanted, str(tuple(backgrounds.shape)))
-        else:
-            background = backgrounds == 1
-        return torch.stack([masks == 1, background], dim=-3)
+        return support_regions(masks, backgrounds, self.ignored)
 
     def pool(self, features: Tensor, masks: Tensor, backgrounds: Tensor | None = None) -> Tensor:
         """Prototypes (B, 2, C), foreground and background, of (B, C, h, w) under (B, H, W)."""
@@ -202,7 +195,7 @@ class PANet(PrototypeSegmenter):
         Raises:
             ValueError: if the shapes do not fit each other.
         """
-        images, masks, query = _episodes(images, masks, query)
+        images, masks, query = episodes(images, masks, query)
         if backgrounds is not None and backgrounds.ndim == 4:
             backgrounds = backgrounds.unsqueeze(1)
         batch, ways, shots = images.shape[:3]
@@ -278,7 +271,19 @@ def enlarge(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(scores, size, mode="bilinear", align_corners=False)
 
 
-def _episodes(images: Tensor, masks: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def support_regions(masks: Tensor, backgrounds: Tensor | None, ignored: Ignored) -> Tensor:
+    """Foreground and background, bool (..., 2, H, W), of masks and backgrounds (..., H, W)."""
+    if backgrounds is None:
+        background = masks == 0 if ignored == "excluded" else masks != 1
+    elif backgrounds.shape != masks.shape:
+        wanted = f"{tuple(masks.shape)} as the masks have"
+        raise expected("backgrounds", wanted, str(tuple(backgrounds.shape)))
+    else:
+        background = backgrounds == 1
+    return torch.stack([masks == 1, background], dim=-3)
+
+
+def episodes(images: Tensor, masks: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, W, K, 3, H, W), (B, W, K, H, W) and (B, N, 3, H, W) of a training call."""
     if images.ndim == 5:
         images, masks = images.unsqueeze(1), masks.unsqueeze(1)

@@ -20,6 +20,7 @@ from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet
 from fastfss.methods.pfenet import PFENet
 from fastfss.methods.pgnet import PGNet
+from fastfss.methods.ppnet import PPNet
 from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
@@ -33,6 +34,7 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     PANet,
     PFENet,
     PGNet,
+    PPNet,
     SSP,
 )
 METHODS = {method.method: method for method in _CLASSES}

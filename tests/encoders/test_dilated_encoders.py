@@ -13,19 +13,35 @@ from fastfss.encoders._bottleneck import residual_stage
 from fastfss.weights import CheckpointError
 from tests.encoders.helpers import assert_maps_close, images, with_statistics
 
-NAMES = ("dilated_resnet50", "dilated_resnet101", "dilated_densenet121")
+NAMES = (
+    "dilated_resnet50",
+    "dilated_resnet101",
+    "dilated_densenet121",
+    "ppnet_resnet50",
+    "ppnet_resnet101",
+)
 
 
 def torchvisions(name: str) -> nn.Module:
     """torchvision's own network of the same function, its classifier included."""
     torch.manual_seed(0)
-    plain = name.removeprefix("dilated_")
+    plain = name.partition("_")[2]
     if "resnet" in plain:
         options = {"replace_stride_with_dilation": [False, True, True]}
-        return with_statistics(torchvision.models.get_model(plain, **options)).eval()
+        model = with_statistics(torchvision.models.get_model(plain, **options)).eval()
+        if name.startswith("ppnet"):
+            model.layer4[-1].register_forward_hook(without_last_relu)
+        return model
     model = torchvision.models.get_model(plain)
     model.features.transition2.pool = nn.Identity()
     return with_statistics(model).eval()
+
+
+def without_last_relu(block: nn.Module, inputs: tuple[torch.Tensor], _: object) -> torch.Tensor:
+    (x,) = inputs
+    y = block.relu(block.bn1(block.conv1(x)))
+    y = block.relu(block.bn2(block.conv2(y)))
+    return block.bn3(block.conv3(y)) + x
 
 
 def torchvisions_maps(name: str, model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -109,6 +125,19 @@ def test_a_stage_may_end_without_its_relu():
     signed = stages[0](x)
     assert signed.min() < 0
     assert torch.equal(signed.relu(), stages[1](x))
+
+
+@pytest.mark.parametrize("prefix", ["module.encoder.", "encoder.backbone."])
+def test_a_ppnet_checkpoint_fills_its_encoder(prefix, tmp_path):
+    encoder = create_encoder("ppnet_resnet50")
+    content = {f"{prefix}{key}": value for key, value in encoder.state_dict().items()}
+    if prefix.startswith("module."):
+        content["module.aspp.c0.bias"] = torch.zeros(16)
+        content["module.latentGraph.inner_w1.weight"] = torch.zeros(512, 2048)
+    torch.save(content, tmp_path / "ppnet.pth")
+    again = create_encoder("ppnet_resnet50", weights=tmp_path / "ppnet.pth")
+    own = encoder.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in again.state_dict().items())
 
 
 def test_other_names_and_files_are_refused(tmp_path):
