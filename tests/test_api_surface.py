@@ -13,7 +13,7 @@ import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        AMP CANet DCAMA DENet HSNet MLC PANet PFENet PGNet Result SSP Task create_encoder
+        AMP CANet DCAMA DENet HSNet MLC PANet PFENet PGNet PPNet Result SSP Task create_encoder
         create_model list_encoders list_models model_info
     """,
     fastfss.ops: """
@@ -21,9 +21,10 @@ PUBLIC = {
         masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        AMP CANet ClassLogits DCAMA DENet FewShotSegmenter HSNet MethodInfo MLC PANet
-        PANetOutput PFENet PFENetOutput PGNet Prediction PublishedScore SelfSupportConfig SSP
-        SSPOutput create_model list_models model_info
+        AMP CANet ClassLogits DCAMA DENet FewShotSegmenter GraphConfig HSNet MethodInfo MLC
+        PANet PANetOutput PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction
+        PublishedScore SelfSupportConfig SSP SSPOutput Unlabelled create_model list_models
+        model_info
     """,
     fastfss.protocols: """
         ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter
@@ -38,14 +39,6 @@ PUBLIC = {
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop
         RandomScale RandomStretch Square VerticalFlip
     """,
-    fastfss: "CANet MLC PANet PGNet PPNet SSP Result Task create_encoder create_model "
-    "list_encoders list_models model_info",
-    fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
-    "masked_average_pool prototype_match",
-    fastfss.methods: "CANet FewShotSegmenter GraphConfig MLC MethodInfo PANet PANetOutput PGNet "
-    "PPNet PPNetOutput PartConfig Prediction PublishedScore SSP SSPOutput SelfSupportConfig "
-    "Unlabelled create_model list_models model_info",
-    fastfss.protocols: "ConfusionMeter FoldMeter",
 }
 
 

@@ -13,8 +13,8 @@ from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.latent_graph import GraphConfig, Unlabelled
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet, PANetOutput
-from fastfss.methods.pfenet import PFENet, PFENetOutput
 from fastfss.methods.parts import PartConfig
+from fastfss.methods.pfenet import PFENet, PFENetOutput
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ppnet import PPNet, PPNetOutput
 from fastfss.methods.registry import create_model, list_models, model_info
@@ -30,8 +30,8 @@ __all__ = [
     "ClassLogits",
     "DENet",
     "FewShotSegmenter",
-    "HSNet",
     "GraphConfig",
+    "HSNet",
     "MethodInfo",
     "PANet",
     "PANetOutput",
