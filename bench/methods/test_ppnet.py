@@ -5,7 +5,7 @@ the published forward encodes the supports and makes the prototypes again for ev
 has them in a Task.
 
 The published form enlarges a map of 2048 channels to the image, 1.4 GB, twice a support; so there
-are few rounds, and 3 GB of memory are needed.
+are few rounds, and 4 GB of memory are needed.
 """
 
 from __future__ import annotations

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from fastfss.encoders import create_encoder
-from fastfss.methods import GraphConfig, PPNet, Prediction
+from fastfss.methods import GraphConfig, PPNet, Prediction, Unlabelled
+from fastfss.methods.part_segmenter import PUBLISHED_PARTS
 from fastfss.methods.parts import episode_vectors
 from fastfss.methods.ppnet import PLAIN_KEYS
 from fastfss.weights import load_into
@@ -19,7 +23,9 @@ def run_ppnet(case: Case, report: Report) -> None:
 
 def _model(case: Case) -> PPNet:
     variant = str(case.value("model"))
-    graph = None
+    parts, graph = PUBLISHED_PARTS[variant], None  # type: ignore[index]
+    if variant != "plain":
+        parts = replace(parts, parts=int(case.arrays.get("center", parts.parts)))
     if variant == "graph":
         graph = GraphConfig(
             topk=int(case["topk"]),
@@ -27,9 +33,10 @@ def _model(case: Case) -> PPNet:
             group=int(case["un_bs"]),
             blend=float(case["pt_lambda"]),
         )
-    backbone = str(case.value("backbone", "resnet50"))
-    model = PPNet(create_encoder(f"ppnet_{backbone}"), variant=variant, graph=graph)  # type: ignore[arg-type]
     weights = case.weights()
+    deep = any(".layer3.22." in key for key in weights)
+    encoder = create_encoder(f"ppnet_resnet{101 if deep else 50}")
+    model = PPNet(encoder, variant=variant, parts=parts, graph=graph)  # type: ignore[arg-type]
     load_into(model, model.own_keys(weights), source=case.path.name)
     # Published files carry exactly these names.
     keys = PLAIN_KEYS if variant == "plain" else model.published_keys
@@ -49,20 +56,33 @@ def _episode(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def _support_starts(case: Case, ways: int) -> Tensor | None:
+def _support_starts(case: Case, model: PPNet, ways: int) -> Tensor | None:
     """Ours are (B, 1 + W, G), background first; the case's are in the order of the calls."""
-    if "kmeans_start" not in case:
+    if model.variant == "plain":
         return None
     calls = case.tensor("kmeans_start")[: ways + 1]
     return torch.cat([calls[ways:], calls[:ways]]).unsqueeze(0)
 
 
-def _query_starts(case: Case, ways: int, present: Tensor) -> Tensor:
+def _query_starts(case: Case, model: PPNet, present: Tensor) -> Tensor | None:
     """Background, then the ways that the query's prediction holds; others start anywhere."""
+    if model.variant == "plain":
+        return None
+    ways = len(present)
     calls = case.tensor("kmeans_start")[ways + 1 :]
     starts = torch.zeros(1 + ways, calls.shape[1], dtype=torch.int64)
     starts[torch.cat([torch.ones(1, dtype=torch.bool), present])] = calls
     return starts.unsqueeze(0)
+
+
+def _unlabelled(case: Case, report: Report, model: PPNet) -> Unlabelled | None:
+    if "unlabelled" not in case:
+        return None
+    images, segments = normalised(case["unlabelled"]), case.tensor("segments")
+    _compare_features(case, report, model, images, "_call2")
+    if segments.ndim == 3:
+        segments = segments.unsqueeze(0)
+    return model.encode_unlabelled(images.unsqueeze(0), segments)
 
 
 @torch.no_grad()
@@ -71,23 +91,17 @@ def _forward(case: Case, report: Report) -> None:
     images, masks, query, _ = _episode(case)
     ways = images.shape[1]
     assert len(query) == 1, "several episodes are segmented one after another"
-    _compare_features(case, report, model, images, query, "")
+    _compare_features(case, report, model, torch.cat([images.flatten(0, 2), query]), "")
+    unlabelled = _unlabelled(case, report, model)
     tasks = [model.encode_support(images[:, way], masks[:, way]) for way in range(ways)]
-    unlabelled = None
-    if "unlabelled" in case:
-        pool = normalised(case["unlabelled"]).unsqueeze(0)
-        segments = case.tensor("segments")
-        segments = segments.unsqueeze(0) if segments.ndim == 3 else segments
-        unlabelled = model.encode_unlabelled(pool, segments)
-        _compare_features(case, report, model, pool[:, :0], pool[0], "_call2")
-    starts = _support_starts(case, ways)
+    starts = _support_starts(case, model, ways)
     tensors = [task.tensors for task in tasks]
     prototypes, centres = model.make_prototypes(tensors, None, starts)
-    _compare_centres(case, report, tensors, model, centres)
+    if centres is not None:
+        _compare_centres(case, report, model, tensors, centres)
     if unlabelled is not None:
-        _compare_graph(case, report, model, prototypes, tensors, unlabelled)
-        prototypes = model.prototypes(tasks, unlabelled, starts)
-    scores = model.scores(model.features(query), prototypes)
+        _compare_graph(case, report, model, tensors, prototypes, unlabelled)
+    scores = model.scores(model.features(query), model.prototypes(tasks, unlabelled, starts))
     prediction = model.segment(query, tasks, unlabelled=unlabelled, starts=starts)
     _compare_head(case, report, scores, prediction.logits)
     # The training forward in evaluation mode is the same.
@@ -99,20 +113,19 @@ def _train(case: Case, report: Report) -> None:
     model = _model(case).train()
     images, masks, query, query_mask = _episode(case)
     ways = images.shape[1]
-    # A first pass tells which ways the prediction holds: others have no start.
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    _compare_features(case, report, model, images, query, "")
-    starts = _support_starts(case, ways)
-    with torch.no_grad():
-        best = model(images, masks, query, starts=starts).scores.argmax(dim=1)
-    model.load_state_dict(state)
+    _compare_features(case, report, model, torch.cat([images.flatten(0, 2), query]), "")
+    unlabelled = _unlabelled(case, report, model)
+    starts = _support_starts(case, model, ways)
+    with torch.no_grad():  # tells which ways the prediction holds: others have no start
+        best = model(images, masks, query, unlabelled=unlabelled, starts=starts).scores.argmax(1)
     present = torch.stack([(best == way + 1).any() for way in range(ways)])
     output = model(
         images,
         masks,
         query,
+        unlabelled=unlabelled,
         starts=starts,
-        query_starts=_query_starts(case, ways, present),
+        query_starts=_query_starts(case, model, present),
     )
     labels = torch.arange(1, ways + 1)[None, :, None, None, None] * (masks == 1)
     losses = model.loss(output, query_mask, (labels, query_mask))
@@ -122,57 +135,56 @@ def _train(case: Case, report: Report) -> None:
             *output.centres[0, 1:],
             output.centres[0, 0],
             output.query_centres[0, 0],
-            *(c for c, there in zip(output.query_centres[0, 1:], present, strict=True) if there),
+            *output.query_centres[0, 1:][present],
         ]
         report.compare_if_there(case, "mid_kmeans_centres", torch.stack(calls)[..., ::8])
     if output.semantic is not None:
-        size = (query.shape[2], query.shape[3])
-        large = model.enlarge(output.semantic, size)
+        large = model.enlarge(output.semantic, (query.shape[2], query.shape[3]))
         report.compare_if_there(case, "mid_semantic", large[:, :, ::6, ::6])
-    for ours, theirs in (
-        ("query", "query"),
-        ("alignment", "align"),
-        ("semantic", "base"),
-        ("total", "total"),
-    ):
-        if ours in losses:
-            report.compare_if_there(case, f"loss_{theirs}", losses[ours])
+    names = {"query": "query", "alignment": "align", "semantic": "base", "total": "total"}
+    for ours in losses:
+        report.compare_if_there(case, f"loss_{names[ours]}", losses[ours])
     losses["total"].backward()
     gradient = model.encoder.get_parameter("layer4.0.conv1.weight").grad
     assert gradient is not None
     report.compare_if_there(case, "grad_norm_layer4_conv1", gradient.norm())
 
 
+@torch.no_grad()
 def _compare_features(
-    case: Case, report: Report, model: PPNet, images: Tensor, query: Tensor, suffix: str
+    case: Case, report: Report, model: PPNet, images: Tensor, suffix: str
 ) -> None:
-    # Way-major, then shot, then batch; queries last.
-    together = torch.cat([images.movedim(0, 2).flatten(0, 2), query]) if images.numel() else query
-    with torch.no_grad():
-        maps = model.encoder(together, ("layer2", "layer4"))
+    """Images as the reference encodes them together: way by way, shot by shot; queries last."""
+    maps = model.encoder(images, ("layer2", "layer4"))
     for name in ("layer2", "layer4"):
         probe = maps[name][:, ::16, ::3, ::3]
         report.compare_if_there(case, f"mid_{name}{suffix}", probe)
 
 
-def _compare_centres(case, report, tensors, model, centres) -> None:  # type: ignore[no-untyped-def]
-    if centres is None:
-        return
-    features, regions = ([one[key] for one in tensors] for key in ("features", "regions"))
-    background, *ways = episode_vectors(features, regions, model.parts)
-    counts = [int(one.counts) for one in (*ways, background)]
+def _compare_centres(
+    case: Case, report: Report, model: PPNet, ways: list[Mapping[str, Tensor]], centres: Tensor
+) -> None:
+    features, regions = ([one[key] for one in ways] for key in ("features", "regions"))
+    background, *of_ways = episode_vectors(features, regions, model.parts)
+    counts = [int(one.counts) for one in (*of_ways, background)]
     assert counts == case["kmeans_N"].tolist()
     calls = torch.cat([centres[0, 1:], centres[0, :1]])
     report.compare_if_there(case, "mid_kmeans_centres", calls[..., ::8])
 
 
-def _compare_graph(case, report, model, prototypes, tensors, unlabelled) -> None:  # type: ignore[no-untyped-def]
-    vectors = model.class_vectors([one["vectors"] for one in tensors])
+def _compare_graph(
+    case: Case,
+    report: Report,
+    model: PPNet,
+    ways: list[Mapping[str, Tensor]],
+    prototypes: Tensor,
+    unlabelled: Unlabelled,
+) -> None:
+    vectors = model.class_vectors([one["vectors"] for one in ways])
     _, attended = model.latentGraph(prototypes, vectors, unlabelled, model.graph)
     found = torch.stack(attended)[:, 0, ..., ::8]
-    for number, name in enumerate(
-        ["background", *(f"way{way + 1}" for way in range(len(tensors)))]
-    ):
+    names = ["background", *(f"way{way + 1}" for way in range(len(ways)))]
+    for number, name in enumerate(names):
         report.compare_if_there(case, f"mid_graph_{name}", found[:, number])
 
 
