@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from fastfss.data.folders import read_support_folder
-from fastfss.data.images import ImageLike, MaskLike, read_image, read_mask
+from fastfss.data.images import ImageLike, MaskLike, read_image, read_label_map, read_mask
 
-__all__ = ["ImageLike", "MaskLike", "read_image", "read_mask", "read_support_folder"]
+__all__ = [
+    "ImageLike",
+    "MaskLike",
+    "read_image",
+    "read_label_map",
+    "read_mask",
+    "read_support_folder",
+]
