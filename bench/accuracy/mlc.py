@@ -38,8 +38,7 @@ from bench.accuracy.sets import Categories, episodes, read_set
 from fastfss import MLC, create_encoder
 from fastfss.data import read_image, read_label_map
 from fastfss.encoders import Encoder
-from fastfss.methods.latent_classes import LatentClasses, MiningConfig
-from fastfss.methods.rectification import Rectification
+from fastfss.methods import LatentClasses, MiningConfig, Rectification
 from fastfss.protocols import FoldMeter
 
 FROZEN, TRAINED = "layer2", "layer3"
@@ -335,9 +334,9 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of classes and images")
     parser.add_argument("--least", type=int, default=20, help="images that a class must have")
-    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--batch", type=int, default=4, help="episodes, and mined images")
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=1e-2)
     parser.add_argument("--clusters", type=int, default=50)
     parser.add_argument("--queries", type=int, default=30, help="episodes a class")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")

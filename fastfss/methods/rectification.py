@@ -32,7 +32,7 @@ class Rectification:
 
     background: float = 0.5
     momentum: float = 0.999
-    foreground: float = 0.5
+    foreground: float = 0.25
     regions: int = 10
     min_similarity: float = 0.5
 
