@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,12 +132,12 @@ class Trainer:
             for stem, photo in photos.items()
         }
 
-    def model(self, **options: object) -> MLC:
+    def model(self, **options: Any) -> MLC:
         """A model with the start weights; all share the frozen maps."""
         torch.manual_seed(0)
         encoder = HalfFrozenEncoder(copy.deepcopy(self.encoder.inner))
         encoder.maps = self.encoder.maps
-        return MLC(encoder, layers=(TRAINED,), **options).eval()  # type: ignore[arg-type]
+        return MLC(encoder, layers=(TRAINED,), **options).eval()
 
     def images(self, stems: Sequence[str], flips: Sequence[bool]) -> Tensor:
         """Normalised images (B, 3, h, w)."""
@@ -149,55 +150,60 @@ class Trainer:
         rows = zip(stems, flips, values, strict=True)
         return torch.stack([binary(mirror(self.small[s], f), value) for s, f, value in rows])
 
+    def episode(self, rng: random.Random, members: Categories) -> tuple[Tensor, ...]:
+        """Supports (B, 1, 3, h, w), their masks (B, 1, h, w), queries and their masks."""
+        count = self.arguments.batch
+        pairs = [rng.sample(members[rng.choice(sorted(members))], 2) for _ in range(count)]
+        values = [support.value or 0 for support, _ in pairs]
+        sides = []
+        for side in range(2):
+            stems = [pair[side].image.stem for pair in pairs]
+            flips = [rng.random() < 0.5 for _ in pairs]
+            sides.append((self.images(stems, flips), self.masks(stems, flips, values)))
+        (support, support_mask), (query, query_mask) = sides
+        return support[:, None], support_mask[:, None], query, query_mask
+
+    def mined(self, rng: random.Random, pseudo: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, h, w) and pseudo masks (B, h, w)."""
+        stems = rng.choices(sorted(pseudo), k=self.arguments.batch)
+        flips = [rng.random() < 0.5 for _ in stems]
+        pairs = zip(stems, flips, strict=True)
+        return self.images(stems, flips), torch.stack([mirror(pseudo[s], f) for s, f in pairs])
+
     def train(self, model: MLC, split: Split, pseudo: dict[str, Tensor] | None) -> dict[str, float]:
-        """Train in place; the mean losses of the last tenth."""
-        arguments = self.arguments
+        """Train in place, with mining given pseudo masks; the mean losses of the last tenth."""
+        iterations, rate = self.arguments.iterations, self.arguments.rate
         rng = random.Random(f"episodes {split.seed}")
         mined_rng = random.Random(f"mined {split.seed}")  # the episodes are the same with mining
         members = {
             name: [one for one in images if one.image.stem in split.train]
             for name, images in split.base.items()
         }
-        groups: list[dict[str, object]] = [
-            {"params": [p for p in model.encoder.inner.layer3.parameters() if p.requires_grad]}
+        stage = getattr(model.encoder.inner, TRAINED)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in stage.parameters() if p.requires_grad], "lr": rate}
         ]
         if model.decoder is not None:
-            rate = DECODER_RATE * arguments.rate
-            groups.append({"params": list(model.decoder.parameters()), "lr": rate})
-        optimizer = torch.optim.SGD(groups, lr=arguments.rate, momentum=0.9, weight_decay=5e-4)
-        thirds = [arguments.iterations // 3, 2 * arguments.iterations // 3]
+            groups.append({"params": list(model.decoder.parameters()), "lr": DECODER_RATE * rate})
+        optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
+        thirds = [iterations // 3, 2 * iterations // 3]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, thirds, gamma=0.1)
         history: list[dict[str, float]] = []
         model.train()
-        for _ in range(arguments.iterations):
-            drawn = [
-                rng.sample(members[rng.choice(sorted(members))], 2) for _ in range(arguments.batch)
-            ]
-            flips = [[rng.random() < 0.5 for _ in drawn] for _ in range(2)]
-            stems = [[pair[side].image.stem for pair in drawn] for side in range(2)]
-            values = [pair[0].value or 0 for pair in drawn]
-            support, query = (self.images(*side) for side in zip(stems, flips, strict=True))
-            support_mask, query_mask = (
-                self.masks(*side, values) for side in zip(stems, flips, strict=True)
-            )
-            episode = support[:, None], support_mask[:, None], query
+        for _ in range(iterations):
+            *episode, query_mask = self.episode(rng, members)
             if pseudo is None:
                 losses = {"total": model.loss(model(*episode), query_mask)}
             else:
-                chosen = mined_rng.choices(sorted(pseudo), k=arguments.batch)
-                turned = [mined_rng.random() < 0.5 for _ in chosen]
-                targets = torch.stack(
-                    [mirror(pseudo[stem], flip) for stem, flip in zip(chosen, turned, strict=True)]
-                )
-                output = model(*episode, self.images(chosen, turned))
-                losses = model.loss(output, query_mask, targets)
+                images, targets = self.mined(mined_rng, pseudo)
+                losses = model.loss(model(*episode, images), query_mask, targets)
             optimizer.zero_grad()
             losses["total"].backward()
             optimizer.step()
             schedule.step()
             history.append({name: float(loss.detach()) for name, loss in losses.items()})
         model.eval()
-        last = history[-max(len(history) // 10, 1) :]
+        last = history[-max(iterations // 10, 1) :]
         return {name: round(statistics.mean(h[name] for h in last), 4) for name in last[0]}
 
     @torch.no_grad()
@@ -252,10 +258,10 @@ def binary(labels: Tensor, value: int) -> Tensor:
     return mask.masked_fill(labels == 255, 255)
 
 
-def run_split(trainer: Trainer, split: Split) -> Iterator[dict[str, object]]:
+def run_split(trainer: Trainer, split: Split) -> Iterator[dict[str, Any]]:
     """The rows of one split, as they come out."""
 
-    def row(variant: str, model: MLC, started: float, **more: object) -> dict[str, object]:
+    def row(variant: str, model: MLC, started: float, **more: Any) -> dict[str, Any]:
         held_out = trainer.score(model, split.held_out, split)
         base = trainer.score(model, split.base, split)
         return {
@@ -298,25 +304,23 @@ def run_split(trainer: Trainer, split: Split) -> Iterator[dict[str, object]]:
         yield row(variant, model, started, regions=len(model.rectifier.regions))
 
 
-def table(rows: Sequence[dict[str, object]]) -> str:
-    """Markdown: mean and spread over the splits, and the difference to the baseline in each."""
-    by_variant: dict[str, dict[int, float]] = {}
-    base: dict[str, list[float]] = {}
-    for one in rows:
-        by_variant.setdefault(str(one["variant"]), {})[int(one["split"])] = float(one["miou"])  # type: ignore[call-overload, arg-type]
-        base.setdefault(str(one["variant"]), []).append(float(one["base miou"]))  # type: ignore[arg-type]
-    splits = sorted(by_variant["baseline"])
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mean and spread over the splits, and of the differences to the baseline's."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    scores = {(row["variant"], row["split"]): (row["miou"], row["base miou"]) for row in rows}
+    splits = sorted({row["split"] for row in rows})
     lines = [
-        f"| variant | held-out mIoU, splits {', '.join(map(str, splits))} | mean ± sd "
-        "| against the baseline, mean ± sd | base classes |",
+        f"| variant | held out, splits {', '.join(map(str, splits))} | mean ± sd "
+        "| minus baseline, mean ± sd | base classes, mean |",
         "|---|---|---|---|---|",
     ]
-    for variant, scores in by_variant.items():
-        values = [scores[split] for split in splits]
-        gains = [scores[split] - by_variant["baseline"][split] for split in splits]
+    for variant in variants:
+        held_out = [scores[variant, split][0] for split in splits]
+        gains = [scores[variant, split][0] - scores["baseline", split][0] for split in splits]
+        base = statistics.mean(scores[variant, split][1] for split in splits)
         lines.append(
-            f"| {variant} | {' '.join(f'{v:.1f}' for v in values)} | {mean_and_spread(values)} "
-            f"| {mean_and_spread(gains, '+')} | {statistics.mean(base[variant]):.1f} |"
+            f"| {variant} | {' '.join(f'{v:.1f}' for v in held_out)} | {mean_and_spread(held_out)} "
+            f"| {mean_and_spread(gains, '+')} | {base:.1f} |"
         )
     return "\n".join(lines)
 
@@ -346,7 +350,7 @@ def main() -> None:
     photos = read_photos(categories, arguments.size)
     encoder = HalfFrozenEncoder(create_encoder("resnet18", weights=arguments.weights, last=TRAINED))
     trainer = Trainer(arguments, photos, encoder.eval())
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         for split in make_splits(categories, arguments.splits, seed, arguments.least):
             for one in run_split(trainer, split):
