@@ -286,7 +286,7 @@ class MLC(PrototypeSegmenter):
         """Fill the model from a file of the baseline or of the full method.
 
         What the file has and the model lacks, decoder or rectifier, is left out; what the file
-        lacks stays as it is.
+        lacks stays as it is. Load before an optimizer takes the parameters: they are new ones.
 
         Args:
             tensors: key to tensor, as read from the file.
@@ -299,8 +299,10 @@ class MLC(PrototypeSegmenter):
         parts: dict[str, dict[str, Tensor]] = {"": {}, "decoder": {}, "rectifier": {}}
         for key, tensor in own.items():
             head, _, leaf = key.partition(".")
-            name, key = (head, leaf) if head in parts else ("", key)
-            parts[name][key] = tensor
+            if head in parts:
+                parts[head][leaf] = tensor
+            else:
+                parts[""][key] = tensor
         # Copies, so that an error leaves the model as it was.
         encoder = load_encoder(copy.deepcopy(self.encoder), parts[""], source)
         decoder, rectifier = copy.deepcopy(self.decoder), copy.deepcopy(self.rectifier)
@@ -312,9 +314,6 @@ class MLC(PrototypeSegmenter):
                 rectifier.regions = rectifier.regions.new_empty(*rows, rectifier.regions.shape[1])
             load_into(rectifier, held, source=source)
         freeze(encoder, prefixes=())
-        self.encoder, self.decoder, self.rectifier = (
-            encoder.train(self.training),
-            decoder,
-            rectifier,
-        )
+        self.encoder = encoder.train(self.training)
+        self.decoder, self.rectifier = decoder, rectifier
         self.weights_origin = source
