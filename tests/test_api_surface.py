@@ -39,6 +39,13 @@ PUBLIC = {
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop
         RandomScale RandomStretch Square VerticalFlip
     """,
+    fastfss: "MLC SSP Result Task create_encoder create_model list_encoders list_models model_info",
+    fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
+    "masked_average_pool prototype_match",
+    fastfss.methods: "FewShotSegmenter LatentClasses MLC MLCOutput MethodInfo MiningConfig "
+    "Prediction PublishedScore Rectification SSP SSPOutput SelfSupportConfig create_model "
+    "list_models model_info",
+    fastfss.protocols: "ConfusionMeter FoldMeter",
 }
 
 

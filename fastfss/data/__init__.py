@@ -6,6 +6,7 @@ from fastfss.data.annotations import box_masks, dense_masks, dilate_scribble, sc
 from fastfss.data.folders import read_support_folder
 from fastfss.data.images import ImageLike, MaskLike, read_image, read_mask
 from fastfss.data.letterbox import letterbox_image, letterbox_labels, letterbox_size
+from fastfss.data.images import ImageLike, MaskLike, read_image, read_label_map, read_mask
 
 __all__ = [
     "ImageLike",
@@ -20,4 +21,8 @@ __all__ = [
     "read_mask",
     "read_support_folder",
     "scribble_masks",
+    "read_image",
+    "read_label_map",
+    "read_mask",
+    "read_support_folder",
 ]

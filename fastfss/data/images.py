@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastfss.data.masks import MaskLike, read_mask
+from fastfss.data.masks import MaskLike, read_label_map, read_mask
 from fastfss.data.pixels import ImageLike, Pixels, check_finite, label_of, read_pixels
 from fastfss.errors import expected
 
-__all__ = ["ImageLike", "MaskLike", "read_image", "read_mask"]
+__all__ = ["ImageLike", "MaskLike", "read_image", "read_label_map", "read_mask"]
 
 # A float that rounds to 0..255 is in range: bicubic resizing overshoots [0, 1] by rounding errors.
 _FLOAT_SLACK = 0.5 / 255

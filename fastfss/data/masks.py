@@ -67,11 +67,42 @@ def read_mask(
             raise expected_kind("value", "an integer label", repr(value))
         if value < 0:
             raise expected("value", "a label of 0 or more", str(value))
+    labels = _single_channel(_sized(mask, size, label), label, use_alpha=value is None)
+    return torch.from_numpy(_pick(_whole(labels, label), value, label))
+
+
+def read_label_map(
+    labels: MaskLike, *, size: tuple[int, int] | None = None, argument: str = "labels"
+) -> Tensor:
+    """Read a mask of several classes as it is; see `read_mask` for what is taken.
+
+    Args:
+        labels: the label map.
+        size: (H, W) it must have, its image's.
+        argument: what to call it in error messages.
+
+    Returns:
+        (H, W) int64 on the CPU, the labels that it holds.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: as `read_mask`, but any labels will do.
+
+    Example:
+        >>> read_label_map(np.array([[0, 3, 3], [0, 7, 255]]))
+        tensor([[  0,   3,   3],
+                [  0,   7, 255]])
+    """
+    label = label_of(labels, argument)
+    whole = _whole(_single_channel(_sized(labels, size, label), label, use_alpha=False), label)
+    return torch.from_numpy(whole.astype(np.int64))
+
+
+def _sized(mask: MaskLike, size: tuple[int, int] | None, label: str) -> Pixels:
+    """The pixels of a mask, (H, W, C); ValueError if it has not the size."""
     pixels = read_pixels(mask, label, _from_pil)
     if size is not None and pixels.shape[:2] != tuple(size):
         raise _wrong_size(label, pixels.shape[:2], tuple(size))
-    labels = _single_channel(pixels, label, use_alpha=value is None)
-    return torch.from_numpy(_pick(labels, value, label))
+    return pixels
 
 
 def _wrong_size(label: str, came: tuple[int, ...], wanted: tuple[int, ...]) -> ValueError:
@@ -119,8 +150,8 @@ def _full_scale(dtype: np.dtype[Any]) -> float:
     return 65535.0 if dtype.itemsize == 2 else 255.0
 
 
-def _pick(labels: npt.NDArray[Any], value: int | None, label: str) -> npt.NDArray[Any]:
-    """Turn labels into background, object and ignore."""
+def _whole(labels: npt.NDArray[Any], label: str) -> npt.NDArray[Any]:
+    """Labels of any kind of number as integers of 0 or more."""
     if labels.dtype.kind == "f":
         if (labels != np.rint(labels)).any():
             came = (
@@ -132,6 +163,11 @@ def _pick(labels: npt.NDArray[Any], value: int | None, label: str) -> npt.NDArra
         labels = labels.astype(np.uint8)
     if labels.dtype.kind == "i" and labels.min() < 0:
         raise expected(label, "labels of 0 or more", str(labels.min()))
+    return labels
+
+
+def _pick(labels: npt.NDArray[Any], value: int | None, label: str) -> npt.NDArray[Any]:
+    """Turn labels into background, object and ignore."""
     present = _present(labels)
     if value is None:
         value = _only_label(present, label)

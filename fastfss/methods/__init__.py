@@ -17,6 +17,9 @@ from fastfss.methods.parts import PartConfig
 from fastfss.methods.pfenet import PFENet, PFENetOutput
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ppnet import PPNet, PPNetOutput
+from fastfss.methods.latent_classes import LatentClasses, MiningConfig
+from fastfss.methods.mlc import MLC, MLCOutput
+from fastfss.methods.rectification import Rectification
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig
 from fastfss.methods.ssp import SSP, SSPOutput
@@ -41,8 +44,13 @@ __all__ = [
     "PPNet",
     "PPNetOutput",
     "PartConfig",
+    "LatentClasses",
+    "MLCOutput",
+    "MethodInfo",
+    "MiningConfig",
     "Prediction",
     "PublishedScore",
+    "Rectification",
     "SSPOutput",
     "SelfSupportConfig",
     "Unlabelled",

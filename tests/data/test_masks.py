@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastfss.data import read_mask
+from fastfss.data import read_label_map, read_mask
 
 OBJECT = np.zeros((6, 8), dtype=bool)
 OBJECT[1:4, 2:7] = True
@@ -305,3 +305,34 @@ def test_missing_and_damaged_files_are_errors_naming_the_file(tmp_path):
         read_mask(path, argument="support[0] mask")
     with pytest.raises(ValueError, match="it is a folder"):
         read_mask(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda labels: labels,
+        lambda labels: labels.astype(np.float32),
+        lambda labels: torch.from_numpy(labels),
+        palette_image,
+        Image.fromarray,
+    ],
+    ids=["array", "whole floats", "tensor", "palette", "grey"],
+)
+def test_a_label_map_keeps_its_labels(form) -> None:
+    labels = labelled(object=3, corner=255, row=7)
+    found = read_label_map(form(labels))
+    assert found.dtype == torch.int64
+    assert found.tolist() == labels.tolist()
+
+
+def test_a_label_map_may_be_background_alone() -> None:
+    assert read_label_map(np.zeros((4, 5), np.uint8)).sum() == 0
+
+
+def test_a_label_map_that_does_not_fit_is_named() -> None:
+    with pytest.raises(ValueError, match="labels: expected 8 rows x 6 columns"):
+        read_label_map(labelled(object=3), size=(8, 6))
+    with pytest.raises(ValueError, match="truth: expected whole-numbered labels, got fractions"):
+        read_label_map(np.full((4, 5), 0.5), argument="truth")
+    with pytest.raises(ValueError, match="labels: expected labels of 0 or more, got -1"):
+        read_label_map(np.full((4, 5), -1))
