@@ -21,10 +21,10 @@ PUBLIC = {
         masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        AMP CANet ClassLogits DCAMA DENet FewShotSegmenter GraphConfig HSNet MethodInfo MLC
-        PANet PANetOutput PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction
-        PublishedScore SelfSupportConfig SSP SSPOutput Unlabelled create_model list_models
-        model_info
+        AMP CANet ClassLogits DCAMA DENet FewShotSegmenter GraphConfig HSNet LatentClasses
+        MethodInfo MiningConfig MLC MLCOutput PANet PANetOutput PartConfig PFENet PFENetOutput
+        PGNet PPNet PPNetOutput Prediction PublishedScore Rectification SelfSupportConfig SSP
+        SSPOutput Unlabelled create_model list_models model_info
     """,
     fastfss.protocols: """
         ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter
@@ -39,13 +39,6 @@ PUBLIC = {
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop
         RandomScale RandomStretch Square VerticalFlip
     """,
-    fastfss: "MLC SSP Result Task create_encoder create_model list_encoders list_models model_info",
-    fastfss.ops: "Explanation dense_correlation dense_match dense_match_sums explain "
-    "masked_average_pool prototype_match",
-    fastfss.methods: "FewShotSegmenter LatentClasses MLC MLCOutput MethodInfo MiningConfig "
-    "Prediction PublishedScore Rectification SSP SSPOutput SelfSupportConfig create_model "
-    "list_models model_info",
-    fastfss.protocols: "ConfusionMeter FoldMeter",
 }
 
 

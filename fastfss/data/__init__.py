@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from fastfss.data.annotations import box_masks, dense_masks, dilate_scribble, scribble_masks
 from fastfss.data.folders import read_support_folder
-from fastfss.data.images import ImageLike, MaskLike, read_image, read_mask
-from fastfss.data.letterbox import letterbox_image, letterbox_labels, letterbox_size
 from fastfss.data.images import ImageLike, MaskLike, read_image, read_label_map, read_mask
+from fastfss.data.letterbox import letterbox_image, letterbox_labels, letterbox_size
 
 __all__ = [
     "ImageLike",
@@ -18,11 +17,8 @@ __all__ = [
     "letterbox_labels",
     "letterbox_size",
     "read_image",
-    "read_mask",
-    "read_support_folder",
-    "scribble_masks",
-    "read_image",
     "read_label_map",
     "read_mask",
     "read_support_folder",
+    "scribble_masks",
 ]

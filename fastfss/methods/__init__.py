@@ -10,15 +10,14 @@ from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.info import MethodInfo, PublishedScore
+from fastfss.methods.latent_classes import LatentClasses, MiningConfig
 from fastfss.methods.latent_graph import GraphConfig, Unlabelled
-from fastfss.methods.mlc import MLC
+from fastfss.methods.mlc import MLC, MLCOutput
 from fastfss.methods.panet import PANet, PANetOutput
 from fastfss.methods.parts import PartConfig
 from fastfss.methods.pfenet import PFENet, PFENetOutput
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ppnet import PPNet, PPNetOutput
-from fastfss.methods.latent_classes import LatentClasses, MiningConfig
-from fastfss.methods.mlc import MLC, MLCOutput
 from fastfss.methods.rectification import Rectification
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig
@@ -35,7 +34,10 @@ __all__ = [
     "FewShotSegmenter",
     "GraphConfig",
     "HSNet",
+    "LatentClasses",
+    "MLCOutput",
     "MethodInfo",
+    "MiningConfig",
     "PANet",
     "PANetOutput",
     "PFENet",
@@ -44,10 +46,6 @@ __all__ = [
     "PPNet",
     "PPNetOutput",
     "PartConfig",
-    "LatentClasses",
-    "MLCOutput",
-    "MethodInfo",
-    "MiningConfig",
     "Prediction",
     "PublishedScore",
     "Rectification",
