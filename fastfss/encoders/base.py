@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastfss.encoders._folding import fold_batch_norm_
+from fastfss.encoders.pointwise import use_pointwise_
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -154,7 +155,8 @@ class Encoder(nn.Module):
     def fold_batch_norm(self, *, channels_last: bool = False) -> Self:
         """A copy for inference with the batch norms folded into the convolutions before them.
 
-        A norm that follows no convolution, as in a pre-activation network of timm, stays.
+        A norm that follows no convolution, as in a pre-activation network of timm, stays. On one
+        CPU thread the copy's 1x1 convolutions are twice as fast besides; see `pointwise`.
 
         Args:
             channels_last: also keep the weights in channels-last order, which makes the
@@ -170,6 +172,7 @@ class Encoder(nn.Module):
         folded = copy.deepcopy(self).eval().requires_grad_(False)
         if folded._fold_():
             folded.options = {**folded.options, "folded": True}
+        use_pointwise_(folded)
         return folded.to(memory_format=torch.channels_last) if channels_last else folded
 
     def truncate_(self, last: str) -> Self:

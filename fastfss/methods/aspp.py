@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastfss.encoders.pointwise import pointwise
 
 DILATIONS = (6, 12, 18)
 
@@ -56,9 +57,9 @@ class RegASPP(nn.Module):
         convolution, *after = self.project
         assert isinstance(convolution, nn.Conv2d)
         shares = convolution.weight.split(x.shape[1], dim=1)
-        out = F.conv2d(self.convs[-1](x), shares[-1], convolution.bias)  # (B, C, 1, 1)
+        out = pointwise(self.convs[-1](x), shares[-1], convolution.bias)  # (B, C, 1, 1)
         for branch, share in zip(self.convs[:-1], shares[:-1], strict=True):
-            out = F.conv2d(branch(x), share) + out
+            out = pointwise(branch(x), share) + out
         for part in after:
             out = part(out)
         return out

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastfss.data import ImageLike, MaskLike, read_image, read_mask
 from fastfss.encoders import Encoder
+from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import expected
 from fastfss.methods.frames import Frame, frame_image, frame_mask
 from fastfss.methods.info import MethodInfo
@@ -189,6 +190,7 @@ class FewShotSegmenter(nn.Module):
                 fast: nn.Module = part.fold_batch_norm(channels_last=channels_last)
             else:
                 fast = copy.deepcopy(part)
+                use_pointwise_(fast)
                 if channels_last:
                     fast = fast.to(memory_format=torch.channels_last)
             model._modules[name] = fast.to(dtype=dtype)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastfss.encoders.pointwise import pointwise
+
 
 class GraphAttention(nn.Module):
     """One unit of PGNet (Zhang et al., ICCV 2019, as lizhaoliu-Lec/DENet implements it).
@@ -50,7 +52,7 @@ class GraphAttention(nn.Module):
         of the last term. So the support side needs nothing of this unit, and all units can match
         with one set of keys.
         """
-        return as_rows(F.conv2d(self.phi(features), self.theta.weight.transpose(0, 1)))
+        return as_rows(pointwise(self.phi(features), self.theta.weight.transpose(0, 1)))
 
     def forward(
         self,
@@ -61,8 +63,8 @@ class GraphAttention(nn.Module):
         convolution, relu = self.Phi
         assert isinstance(convolution, nn.Conv2d)
         of_attended, of_own = convolution.weight.split(own.shape[1], dim=1)
-        half = F.conv2d(attended.flatten(0, 1), of_attended).unflatten(0, attended.shape[:2])
-        other = F.conv2d(own, of_own, convolution.bias).unsqueeze(1)
+        half = pointwise(attended.flatten(0, 1), of_attended).unflatten(0, attended.shape[:2])
+        other = pointwise(own, of_own, convolution.bias).unsqueeze(1)
         out: Tensor = relu((half + other).flatten(0, 1))
         return out
 

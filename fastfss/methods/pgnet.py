@@ -155,8 +155,8 @@ class PGNet(EmbeddingSegmenter):
                 _match(unit.queries(maps), unit.keys(key), value, weight)
                 for unit, maps in zip(matched, pyramid, strict=False)
             ]
-            last = uniform.queries(pyramid[3])
-            rows.append(uniform_attention(last, uniform.keys(key), value, weight, share))
+            last, counts = uniform.queries(pyramid[3]), weight.to(value.dtype)
+            rows.append(uniform_attention(last, uniform.keys(key), value, counts, share))
         else:
             queries = [
                 unit.queries_for_bare_keys(maps)
@@ -164,7 +164,8 @@ class PGNet(EmbeddingSegmenter):
             ]
             together = _match(torch.cat(queries, dim=1), key, value, weight)
             rows = list(together.split([one.shape[1] for one in queries], dim=1))
-            total = share * (weight.unsqueeze(1) @ value.float())
+            wide = torch.promote_types(value.dtype, torch.float32)
+            total = share * (weight.to(wide).unsqueeze(1) @ value.to(wide))
             rows.append(total.to(value.dtype).expand(-1, queries[2].shape[1], -1))
         return [self._as_maps(one, maps) for one, maps in zip(rows, pyramid, strict=True)]
 

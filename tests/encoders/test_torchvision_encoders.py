@@ -79,7 +79,10 @@ def test_saved_encoder_loads_again_folded_truncated_or_whole(network, tmp_path):
             again = create_encoder(name, weights=path).eval()
             assert again.features == form.features
             assert again.options == form.options
-            assert_maps_close(again(x), form(x), 0.0)
+            # Of SqueezeNet, which has no norms to fold, only the copy leaves its 1x1 convolutions
+            # to oneDNN on one thread; the file does not say so, and the sums differ in their order.
+            same = form is encoder or "folded" in form.options
+            assert_maps_close(again(x), form(x), 0.0 if same else 2e-6)
             assert all(parameter.requires_grad for parameter in again.parameters())
 
 
