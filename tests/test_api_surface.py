@@ -33,7 +33,8 @@ PUBLIC = {
     """,
     fastfss.data: """
         ImageLike MaskLike box_masks dense_masks dilate_scribble letterbox_image
-        letterbox_labels letterbox_size read_image read_mask read_support_folder scribble_masks
+        letterbox_labels letterbox_size read_image read_label_map read_mask read_support_folder
+        scribble_masks
     """,
     fastfss.data.augment: """
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop
