@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastfss.methods.amp import AMP
-from fastfss.methods.base import FewShotSegmenter, Prediction
+from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
 from fastfss.methods.class_rows import ClassLogits
 from fastfss.methods.dcama import DCAMA
@@ -18,6 +18,7 @@ from fastfss.methods.parts import PartConfig
 from fastfss.methods.pfenet import PFENet, PFENetOutput
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ppnet import PPNet, PPNetOutput
+from fastfss.methods.prediction import Prediction
 from fastfss.methods.rectification import Rectification
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastfss.data import ImageLike, MaskLike
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
-from fastfss.methods.base import FewShotSegmenter, Images, Prediction, stacked_shots
+from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.class_rows import (
     ClassLogits,
     Labels,
@@ -26,7 +26,9 @@ from fastfss.methods.class_rows import (
     label_of,
 )
 from fastfss.methods.info import MethodInfo
+from fastfss.methods.prediction import Prediction
 from fastfss.methods.prototypes import IGNORED, region_masks, upsample
+from fastfss.methods.shots import Images, stacked_shots
 from fastfss.methods.ways import prediction_of
 from fastfss.ops import masked_average_pool
 from fastfss.task import Task

@@ -8,7 +8,6 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -22,60 +21,13 @@ from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import expected
 from fastfss.methods.frames import Frame, frame_image, frame_mask, frame_size
 from fastfss.methods.info import MethodInfo
+from fastfss.methods.prediction import Prediction
+from fastfss.methods.shots import Images
 from fastfss.result import Result
 from fastfss.task import Task
 from fastfss.weights import KeyMap, load_into, save_checkpoint
 
-Images = Tensor | Sequence[Tensor]
 Model = TypeVar("Model", bound="FewShotSegmenter")
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What `segment` returns.
-
-    Attributes:
-        logits: (B, N + 1, H, W): background, then one channel a task. For one task the published
-            pair of logits; for several, what was published for several ways, if it was, else 0 and
-            the tasks' foreground-minus-background margins. Either way the argmax is the task with
-            the largest margin, or background where none is positive.
-        margins: (B, N, H, W): foreground minus background logit of each task.
-    """
-
-    logits: Tensor
-    margins: Tensor
-
-    @property
-    def labels(self) -> Tensor:
-        """(B, H, W) int64: 0 background, n the n-th task."""
-        return self.logits.argmax(dim=1)
-
-    @property
-    def probabilities(self) -> Tensor:
-        """(B, N, H, W): each task's foreground probability against its own background."""
-        return self.margins.sigmoid()
-
-    def of_region(self, region: tuple[int, int], size: tuple[int, int]) -> Prediction:
-        """The part of a frame that an image fills, at the image's own size.
-
-        Args:
-            region: height and width of the part, in the top left of the logits.
-            size: height and width of the image; bilinear, as images are brought to a frame.
-        """
-
-        def restored(maps: Tensor) -> Tensor:
-            part = maps[..., : region[0], : region[1]]
-            return F.interpolate(part, size, mode="bilinear", align_corners=False)
-
-        return Prediction(restored(self.logits), restored(self.margins))
-
-    @staticmethod
-    def from_pairs(pairs: Sequence[Tensor]) -> Prediction:
-        """One task a pair of logits (B, 2, H, W), background and foreground, each for itself."""
-        if len(pairs) == 1:
-            return Prediction(pairs[0], pairs[0][:, 1:] - pairs[0][:, :1])
-        margins = torch.stack([pair[:, 1] - pair[:, 0] for pair in pairs], dim=1)
-        return Prediction(F.pad(margins, (0, 0, 0, 0, 1, 0)), margins)
 
 
 class FewShotSegmenter(nn.Module):
@@ -405,61 +357,3 @@ class FewShotSegmenter(nn.Module):
                 'checkpoint, an encoder file or "imagenet" to create_model',
                 stacklevel=4,
             )
-
-
-def shots_of(
-    images: Images, masks: Images, *, argument: str = "masks"
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Check a support set and return it as K images (B, 3, H, W) and K masks (B, H, W).
-
-    `argument` is what messages call the masks.
-
-    Raises:
-        TypeError: for other things than tensors.
-        ValueError: for wrong shapes, different numbers of images and masks, or no shot.
-    """
-    lists = []
-    for name, value, rank in (("images", images, 4), (argument, masks, 3)):
-        if isinstance(value, Tensor):
-            if value.ndim != rank + 1:
-                shape = "(B, K, 3, H, W)" if rank == 4 else "(B, K, H, W)"
-                raise expected(name, shape, str(tuple(value.shape)))
-            value = list(value.unbind(1))
-        for index, one in enumerate(value):
-            if not isinstance(one, Tensor):
-                raise TypeError(f"{name}[{index}]: expected a tensor, got {type(one).__name__}")
-            if one.ndim != rank or (rank == 4 and one.shape[1] != 3):
-                shape = "(B, 3, H, W)" if rank == 4 else "(B, H, W)"
-                raise expected(f"{name}[{index}]", shape, str(tuple(one.shape)))
-        lists.append(list(value))
-    first, second = lists
-    if len(first) != len(second) or not first:
-        raise expected(
-            argument, "one mask an image, at least one", f"{len(second)} for {len(first)}"
-        )
-    if len({one.shape[0] for one in first + second}) != 1:
-        sizes = [one.shape[0] for one in first + second]
-        raise expected(f"images and {argument}", "the same batch size in all shots", str(sizes))
-    return first, second
-
-
-def stacked_shots(images: Images, masks: Images) -> tuple[Tensor, Tensor]:
-    """Check a support set whose shots have one size: (B, K, 3, H, W) and (B, K, H, W).
-
-    Raises:
-        TypeError, ValueError: as `shots_of`, and for shots or masks of different sizes.
-    """
-    shot_images, shot_masks = shots_of(images, masks)
-    for argument, shots in (("images", shot_images), ("masks", shot_masks)):
-        if len({one.shape for one in shots}) != 1:
-            sizes = ", ".join(f"{one.shape[-2]} x {one.shape[-1]}" for one in shots)
-            raise expected(argument, "the same size in all shots", sizes)
-    return torch.stack(shot_images, dim=1), torch.stack(shot_masks, dim=1)
-
-
-def freeze(encoder: Encoder, *, prefixes: tuple[str, ...]) -> None:
-    """Leave only convolutions to train, and of them none whose name begins with a prefix."""
-    for name, module in encoder.named_modules():
-        trained = isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith(prefixes)
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(trained)

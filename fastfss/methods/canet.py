@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.aspp import RegASPP
-from fastfss.methods.base import Images, stacked_shots
 from fastfss.methods.embedding import WIDTH, EmbeddingSegmenter, convolution, two_convolutions
 from fastfss.methods.info import MethodInfo
+from fastfss.methods.shots import Images, stacked_shots
 from fastfss.ops import masked_average_pool
 from fastfss.task import Task
 from fastfss.weights import KeyMap

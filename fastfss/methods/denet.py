@@ -17,7 +17,7 @@ from fastfss.data import ImageLike, MaskLike
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.aspp import RegASPP
-from fastfss.methods.base import FewShotSegmenter, Images, Prediction, stacked_shots
+from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.class_rows import (
     ClassLogits,
     Labels,
@@ -28,7 +28,9 @@ from fastfss.methods.class_rows import (
 )
 from fastfss.methods.embedding import WIDTH, convolution
 from fastfss.methods.info import MethodInfo, PublishedScore
+from fastfss.methods.prediction import Prediction
 from fastfss.methods.prototypes import IGNORED, upsample
+from fastfss.methods.shots import Images, stacked_shots
 from fastfss.methods.ways import prediction_of
 from fastfss.methods.weight_estimator import GateAverage, WeightEstimator
 from fastfss.task import Task

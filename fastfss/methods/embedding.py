@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
-from fastfss.methods.base import FewShotSegmenter, Images, Prediction
+from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.prediction import Prediction
 from fastfss.methods.prototypes import IGNORED, upsample
+from fastfss.methods.shots import Images
 from fastfss.methods.ways import merge_ways
 from fastfss.task import Task
 

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
-from fastfss.methods.base import FewShotSegmenter, Images, Prediction, stacked_shots
+from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.hypercorrelation import Grid, HypercorrelationLearner, Level
 from fastfss.methods.info import MethodInfo
+from fastfss.methods.prediction import Prediction
+from fastfss.methods.shots import Images, stacked_shots
 from fastfss.task import Task
 from fastfss.weights import KeyMap
 

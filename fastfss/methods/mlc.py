@@ -20,7 +20,6 @@ from torch import Tensor
 from fastfss.data import ImageLike, MaskLike, read_image, read_label_map
 from fastfss.encoders import Encoder, load_encoder
 from fastfss.errors import expected
-from fastfss.methods.base import Images, freeze
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.latent_classes import (
     LatentClasses,
@@ -29,8 +28,9 @@ from fastfss.methods.latent_classes import (
     mine_latent_classes,
     spherical_kmeans,
 )
-from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter, cosine_scores, upsample
+from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter, cosine_scores, freeze, upsample
 from fastfss.methods.rectification import Rectification, Rectifier, region_prototypes
+from fastfss.methods.shots import Images
 from fastfss.weights import MLC_KEYS, load_into
 
 # The baseline's; the authors' repository has no figures of the full method.

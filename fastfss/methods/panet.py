@@ -23,9 +23,10 @@ from fastfss.methods.alignment import (
     present_ways,
     region_prototypes,
 )
-from fastfss.methods.base import Images, Prediction, shots_of
 from fastfss.methods.info import MethodInfo, PublishedScore
+from fastfss.methods.prediction import Prediction
 from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter
+from fastfss.methods.shots import Images, shots_of
 from fastfss.ops import masked_average_pool, prototype_match
 from fastfss.task import Task
 from fastfss.weights import KeyMap

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastfss.data import ImageLike, read_image
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
-from fastfss.methods.base import FewShotSegmenter, Images, Prediction, shots_of, stacked_shots
+from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.frames import frame_image
 from fastfss.methods.latent_graph import (
     GraphConfig,
@@ -28,6 +28,8 @@ from fastfss.methods.latent_graph import (
 from fastfss.methods.memo import TensorMemo
 from fastfss.methods.panet import Ignored, support_regions
 from fastfss.methods.parts import PartConfig, class_centres, episode_vectors
+from fastfss.methods.prediction import Prediction
+from fastfss.methods.shots import Images, shots_of, stacked_shots
 from fastfss.ops import masked_average_pool, prototype_match
 from fastfss.task import Task
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from fastfss.encoders import Encoder
 from fastfss.encoders.base import StagedEncoder
 from fastfss.errors import expected, expected_kind
-from fastfss.methods.base import FewShotSegmenter, Images, Prediction, stacked_shots
+from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.info import MethodInfo
+from fastfss.methods.prediction import Prediction
+from fastfss.methods.shots import Images, stacked_shots
 from fastfss.ops import dense_match, masked_average_pool
 from fastfss.task import Task
 from fastfss.weights import KeyMap

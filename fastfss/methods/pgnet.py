@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fastfss.encoders import Encoder
 from fastfss.methods.aspp import RegASPP
-from fastfss.methods.base import Images, stacked_shots
 from fastfss.methods.embedding import WIDTH, EmbeddingSegmenter, two_convolutions
 from fastfss.methods.graph_attention import GraphAttention, as_rows, uniform_attention
 from fastfss.methods.info import MethodInfo
+from fastfss.methods.shots import Images, stacked_shots
 from fastfss.ops import dense_match
 from fastfss.task import Task
 from fastfss.weights import KeyMap

@@ -8,10 +8,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastfss.encoders import Encoder
 from fastfss.errors import expected
-from fastfss.methods.base import FewShotSegmenter, Images, Prediction, shots_of
+from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.prediction import Prediction
+from fastfss.methods.shots import Images, shots_of
 from fastfss.ops import masked_average_pool, prototype_match
 from fastfss.task import Task
 
@@ -117,3 +120,11 @@ class PrototypeSegmenter(FewShotSegmenter):
                 )
             means.append(shots.to(features.dtype).mean(dim=1).expand(batch, channels))
         return means[0], means[1]
+
+
+def freeze(encoder: Encoder, *, prefixes: tuple[str, ...]) -> None:
+    """Leave only convolutions to train, and of them none whose name begins with a prefix."""
+    for name, module in encoder.named_modules():
+        trained = isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith(prefixes)
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(trained)

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.encoders import Encoder
-from fastfss.methods.base import Images, freeze, shots_of
 from fastfss.methods.info import MethodInfo, PublishedScore
-from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter, cosine_scores, upsample
+from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter, cosine_scores, freeze, upsample
 from fastfss.methods.self_support import SelfSupport, SelfSupportConfig, self_support
+from fastfss.methods.shots import Images, shots_of
 from fastfss.weights import SSP_KEYS
 
 SCORES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastfss.methods.base import Prediction
+from fastfss.methods.prediction import Prediction
 
 
 def merge_ways(

@@ -1,0 +1,145 @@
+"""What holds for every method of `list_models`, those to come included, as a user calls it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastfss
+from fastfss import Task, create_model, list_models
+from fastfss.cli import main
+from fastfss.methods import FewShotSegmenter
+
+# Small, to be quick; PFENet wants 8 n + 1 pixels, DCAMA a multiple of 32.
+SIZES = {"dcama": 96}
+every_method = pytest.mark.parametrize("method", list_models())
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*random weights.*:UserWarning")
+
+
+@cache
+def model(method: str) -> FewShotSegmenter:
+    torch.manual_seed(0)
+    return create_model(method, size=SIZES.get(method, 97))
+
+
+def picture(seed: int, height: int = 60, width: int = 90) -> tuple[Image.Image, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 80, (height, width, 3), dtype=np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    top, left = generator.integers(5, 20, 2)
+    mask[top : top + 25, left : left + 40] = 255
+    pixels[mask > 0] += 150
+    return Image.fromarray(pixels), mask
+
+
+@every_method
+def test_shots_of_any_shape_give_a_result_of_the_querys_own_size(method: str) -> None:
+    task = model(method).fit([picture(1), picture(2, 80, 70)], name="box")
+    assert task.shots == 2
+    result = model(method).predict(picture(3, 71, 53)[0], task)
+    assert result.labels.shape == (71, 53)
+    assert result.scores.shape == (1, 71, 53)
+    assert np.isfinite(result.scores).all()
+    assert set(np.unique(result.labels)) <= {0, 1}
+    again = model(method).predict(picture(3, 71, 53)[0], task)
+    assert np.array_equal(again.scores, result.scores), "a query must not change the next one"
+
+
+@every_method
+def test_shots_come_and_go(method: str) -> None:
+    together = model(method).fit([picture(1), picture(2), picture(3)])
+    apart = [model(method).fit([picture(seed)]) for seed in (1, 2, 3)]
+    query = picture(4, 50, 66)[0]
+    wanted = model(method).predict(query, together).scores
+    found = model(method).predict(query, apart[0].merge(*apart[1:])).scores
+    np.testing.assert_allclose(found, wanted, atol=2e-4)
+    fewer = model(method).predict(query, together.remove(2)).scores
+    pair = model(method).predict(query, apart[0].merge(apart[1])).scores
+    np.testing.assert_allclose(fewer, pair, atol=2e-4)
+
+
+@every_method
+def test_ways_may_differ_in_their_shots(method: str) -> None:
+    cow = model(method).fit([picture(1)], name="cow")
+    sheep = model(method).fit([picture(2), picture(3)], name="sheep")
+    result = model(method).predict(picture(4, 40, 64)[0], [cow, sheep])
+    assert result.names == ("cow", "sheep")
+    assert result.scores.shape == (2, 40, 64)
+    assert set(np.unique(result.labels)) <= {0, 1, 2}
+
+
+@every_method
+def test_a_saved_task_gives_the_same_masks(method: str, tmp_path: Path) -> None:
+    task = model(method).fit([picture(1)])
+    task.save(tmp_path / "task.safetensors")
+    query = picture(2, 48, 60)[0]
+    found = model(method).predict(query, Task.load(tmp_path / "task.safetensors"))
+    assert np.array_equal(found.scores, model(method).predict(query, task).scores)
+
+
+@every_method
+def test_the_copy_for_inference_takes_the_models_tasks(method: str) -> None:
+    task = model(method).fit([picture(1)])
+    query = picture(2)[0]
+    fast = model(method).for_inference()
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    wanted = model(method).predict(query, task).scores
+    np.testing.assert_allclose(fast.predict(query, task).scores, wanted, atol=1e-3)
+    low = model(method).for_inference(dtype=torch.bfloat16)
+    assert np.isfinite(low.predict(query, low.fit([picture(1)])).scores).all()
+
+
+@every_method
+def test_a_saved_model_comes_back(method: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    model(method).save(file)
+    torch.manual_seed(1)
+    again = create_model(method, size=SIZES.get(method, 97), weights=file)
+    assert again.fingerprint() == model(method).fingerprint()
+
+
+@every_method
+def test_tasks_of_other_methods_are_refused(method: str) -> None:
+    other = Task("nobody", {"x": torch.zeros(1, 1)})
+    with pytest.raises(ValueError, match=rf"task: expected a task of method '{method}'"):
+        model(method).segment(torch.zeros(1, 3, 97, 97), other)
+    with pytest.raises(ValueError, match=r"query: expected \(B, 3, H, W\)"):
+        model(method).segment(torch.zeros(3, 97, 97), other)
+    with pytest.raises(ValueError, match="layer9"):
+        create_model(method, layers=("layer9",))
+    with pytest.raises(ValueError, match="no encoder 'resnet51'"):
+        create_model(method, encoder="resnet51")
+    with pytest.raises(TypeError, match=f"options: expected those of method '{method}'"):
+        create_model(method, colour="red")
+
+
+@every_method
+def test_the_program_takes_it(method: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("pycocotools")
+    for seed in (1, 2):
+        image, mask = picture(seed)
+        image.save(tmp_path / f"{seed}.png")
+        Image.fromarray(mask).save(tmp_path / f"{seed}_mask.png")
+    files = [str(tmp_path / name) for name in ("1.png", "1_mask.png", "2.png")]
+    size = str(SIZES.get(method, 97))
+    code = main(
+        [
+            *("predict", "--method", method, "--size", size, "--support", *files[:2]),
+            *("--query", files[2], "--out", str(tmp_path / "out")),
+        ]
+    )
+    assert code == 0, capsys.readouterr().err
+    with Image.open(tmp_path / "out" / "2_mask.png") as mask:
+        assert mask.size == (90, 60)
+
+
+def test_the_classes_of_the_list_are_at_the_top() -> None:
+    for method in list_models():
+        kind = type(model(method))
+        assert getattr(fastfss, kind.__name__) is kind
