@@ -1,6 +1,6 @@
 """PPNet's graph over unlabelled images: their superpixels refine the prototypes.
 
-Liu, Zhang, Zhang, He, ECCV 2020, section 4.3. Of every unlabelled image the superpixels that
+Liu, Zhang, Zhang, He, ECCV 2020. Of every unlabelled image the superpixels that
 resemble a class most are its candidates X. Within an image they attend to each other,
 
     A = softmax(X W_1 (X W_1)^T / sqrt(d)),   X <- X + ReLU(A X W_t),

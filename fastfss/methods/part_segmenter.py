@@ -1,7 +1,6 @@
 """PPNet's supports and queries: a class is several prototypes, and a position goes to the nearest.
 
-Liu, Zhang, Zhang, He: "Part-aware Prototype Network for Few-shot Semantic Segmentation", ECCV 2020,
-sections 4.1 to 4.3.
+Liu, Zhang, Zhang, He: "Part-aware Prototype Network for Few-shot Semantic Segmentation", ECCV 2020.
 """
 
 from __future__ import annotations

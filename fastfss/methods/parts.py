@@ -1,7 +1,7 @@
 """Part prototypes: k-means over a class's local feature vectors.
 
-Liu, Zhang, Zhang, He: "Part-aware Prototype Network for Few-shot Semantic Segmentation", ECCV 2020,
-section 4.2. With x the vectors and c_g the centres, a round is
+Liu, Zhang, Zhang, He: "Part-aware Prototype Network for Few-shot Semantic Segmentation", ECCV 2020.
+With x the vectors and c_g the centres, a round is
 
     a(x) = argmin_g |x - c_g|^2 = argmax_g <x, c_g> - |c_g|^2 / 2
     c_g <- mean of the x with a(x) = g

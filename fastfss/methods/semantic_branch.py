@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SemanticBranch(nn.Module):
-    """Four dilated convolutions, added up (Liu et al., ECCV 2020, section 4.4).
+    """Four dilated convolutions, added up (Liu et al., ECCV 2020).
 
     Args:
         channels: of the features.
