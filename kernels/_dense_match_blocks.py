@@ -27,6 +27,7 @@ from fastfss.kernels._tiles import chosen_keys, product, scaled
 # Elements of P: 512 tiles of 128 x 256, four for every multiprocessor.
 WORKSPACE = 1 << 24
 
+# Depths divide columns, so that whole steps of the second product lie within tiles of the first.
 CONFIGS = [
     Config(128, 128, 64, warps=8, stages=3),
     Config(128, 256, 64, warps=8, stages=3),
@@ -34,8 +35,9 @@ CONFIGS = [
     Config(64, 256, 64, warps=4, stages=4),
 ]
 CONFIGS_FLOAT32 = [
-    Config(128, 128, 32, warps=8, stages=3),
-    Config(64, 128, 32, warps=4, stages=3),
+    Config(128, 64, 32, warps=8, stages=3),
+    Config(128, 128, 32, warps=8, stages=3),  # spills on sm_80
+    Config(64, 64, 32, warps=4, stages=3),
 ]
 
 
@@ -78,19 +80,22 @@ def _exponentials(
     result = tl.where(inside[None, :], result, 0.0).to(p.dtype.element_ty)
     total = tl.sum(result.to(tl.float32), axis=1)
     tl.store(tile_totals + (b * column_blocks + column) * rows + local, total, mask=row_inside)
-    p += b * rows * pitch_u * PITCH_UNIT + local[:, None] * (pitch_u * PITCH_UNIT) + j[None, :]
-    tl.store(p, result, mask=row_inside[:, None] & inside[None, :])
+    # Zeros behind the last key too: the next product reads whole steps.
+    pitch = pitch_u * PITCH_UNIT
+    p += b * rows * pitch + local[:, None] * pitch + j[None, :]
+    tl.store(p, result, mask=row_inside[:, None] & (j < pitch)[None, :])
 
 
 @triton.jit
 def _times_rows(
     p, right, order, counts, tile_totals, tops, out, totals,
-    first, rows, queries, keys, width, right_step, right_row, pitch_u, out_b, out_c, out_p, tile,
+    first, rows, queries, keys, width_u, right_step, right_row, pitch_u, out_b, out_c, out_p, tile,
     UNIT: tl.constexpr, PITCH_UNIT: tl.constexpr, SELECT: tl.constexpr, TOTALS: tl.constexpr,
     DIVIDE: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """out[first + i] = sum_j p[i, j] right[j], over the selected j."""
+    width, pitch = width_u * UNIT, pitch_u * PITCH_UNIT
     row_blocks, column_blocks = tl.cdiv(rows, ROWS), tl.cdiv(width, COLUMNS)
     pid = tl.program_id(0)
     column = pid % column_blocks
@@ -102,7 +107,7 @@ def _times_rows(
     row_inside = local < rows
     d = column * COLUMNS + tl.arange(0, COLUMNS)
 
-    p += b * rows * pitch_u * PITCH_UNIT + local[:, None] * (pitch_u * PITCH_UNIT)
+    p += b * rows * pitch + local[:, None] * pitch
     right += b * right_step * UNIT + d[None, :]
     result = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in tl.range(0, count, DEPTH):
@@ -111,7 +116,8 @@ def _times_rows(
         at = j
         if SELECT:
             at = tl.load(order + b * keys + j, mask=inside, other=0)
-        x = tl.load(p + j[None, :], mask=row_inside[:, None] & inside[None, :], other=0.0)
+        # Not `inside`: a mask at any position would make these loads of single elements.
+        x = tl.load(p + j[None, :], mask=row_inside[:, None] & (j < pitch)[None, :], other=0.0)
         y = tl.load(
             right + at[:, None] * (right_row * UNIT),
             mask=inside[:, None] & (d < width)[None, :],
@@ -214,7 +220,15 @@ def times_rows(
     order, _, counts = matching.selected
     _times_rows[(batch * cdiv(rows, config.rows) * cdiv(width, config.columns),)](
         *(p, right.tensor, order, counts, tile_totals, tops, out, of_rows),
-        *(first, rows, queries, matching.key.positions, width, *right.strides, pitch // 16),
+        *(
+            first,
+            rows,
+            queries,
+            matching.key.positions,
+            width // right.unit,
+            *right.strides,
+            pitch // 16,
+        ),
         *(*out.stride(), tile),
         UNIT=right.unit,
         PITCH_UNIT=16,

@@ -2,7 +2,8 @@
 
 Along one axis, position t of the new grid lies at s(t) of the old one,
 
-    align_corners:  s(t) = t (old - 1) / (new - 1)      else:  s(t) = max(0, (t + 1/2) old / new - 1/2)
+    align_corners:  s(t) = t (old - 1) / (new - 1)
+    else:           s(t) = max(0, (t + 1/2) old / new - 1/2)
 
 and A[t, i] = 1 - a for i = floor(s), a for min(i + 1, old - 1), a = s - floor(s). Of an image m
 

@@ -152,9 +152,7 @@ class Selection:
         order = new(weights, batch, keys, dtype=torch.int32)
         count = new(weights, batch, dtype=torch.int32)
         block = 16 if interpreted() else min(4096, power_of_two(keys, 16))
-        _select[(batch,)](
-            weights, order, count, keys, POSITIVE=positive, BLOCK=block, num_warps=8
-        )
+        _select[(batch,)](weights, order, count, keys, POSITIVE=positive, BLOCK=block, num_warps=8)
         return cls(order, weights, count)
 
 

@@ -2,8 +2,8 @@
 
 With maps X (B, C, N) and K vectors or maps, few beside C and N:
 
-    sum_positions   y[b, k, c] = sum_n w[b, k, n] X[b, c, n]     optionally / (sum_n w[b, k, n] + eps)
-    sum_channels    s[b, k, n] = sum_c v[b, k, c] X[b, c, n]     optionally as scaled cosines
+    sum_positions   y[b, k, c] = sum_n w[b, k, n] X[b, c, n]     also / (sum_n w[b, k, n] + eps)
+    sum_channels    s[b, k, n] = sum_c v[b, k, c] X[b, c, n]     also as scaled cosines
     spread          G[b, c, n] = sum_k w[b, k, n] v[b, k, c] - r[b, n] X[b, c, n]
 
 Both layouts of X are read 16 bytes at a time (_launch.Maps). Sums are in float32 and in one order,
@@ -320,7 +320,11 @@ def _spread(
 
 
 def spread(
-    out: Maps, weights: Tensor, vectors: Tensor, maps: Maps | None = None, along: Tensor | None = None
+    out: Maps,
+    weights: Tensor,
+    vectors: Tensor,
+    maps: Maps | None = None,
+    along: Tensor | None = None,
 ) -> None:
     """Into `out`: the outer products of `weights` (B, K, N) with `vectors` (B, K, C), both float32
     and contiguous; less `along` (B, N) times the maps, where these are given."""

@@ -84,9 +84,7 @@ def _correlate(
         s = tl.load(support + c, mask=(j < support_positions)[:, None] & (c < channels), other=0.0)
         products = tl.dot(q, tl.trans(s), products, input_precision=PRECISION)
 
-    of_query = tl.load(
-        query_inverse + b * query_positions + i, mask=i < query_positions, other=0.0
-    )
+    of_query = tl.load(query_inverse + b * query_positions + i, mask=i < query_positions, other=0.0)
     of_support = tl.load(
         support_inverse + b * support_positions + j, mask=j < support_positions, other=0.0
     )

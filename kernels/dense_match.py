@@ -52,14 +52,15 @@ MOST_VALUES = 256
 OF_FEW_VALUES = [Config(128, 64, 64, warps=8, stages=3), Config(64, 64, 64, warps=4, stages=3)]
 OF_MANY_VALUES = [Config(64, 64, 64, warps=8, stages=2), Config(64, 32, 64, warps=4, stages=3)]
 OF_MAXIMA = [Config(128, 128, 64, warps=8, stages=3), Config(128, 64, 64, warps=4, stages=4)]
-# float32 tiles take twice the shared memory.
+# float32 takes twice the shared memory an element, and registers to split its operands.
 OF_FLOAT32 = [Config(64, 64, 32, warps=8, stages=2), Config(64, 32, 32, warps=4, stages=3)]
+OF_MANY_FLOAT32 = [Config(32, 32, 32, warps=8, stages=2), Config(64, 32, 32, warps=8, stages=2)]
 
 
 @triton.jit
 def _match(
     query, key, value, query_inverse, key_inverse, order, weights, counts, sums, totals, tops,
-    batch, queries, keys, channels_u, values, query_step, query_row, key_step, key_row,
+    batch, queries, keys, channels_u, values_u, query_step, query_row, key_step, key_row,
     value_step, value_row, factor,
     UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, SELECT: tl.constexpr, NORMALIZE: tl.constexpr,
     MAXIMUM: tl.constexpr, ONLINE: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
@@ -71,7 +72,7 @@ def _match(
     split = pid // blocks % SPLITS
     b = (pid // blocks // SPLITS).to(tl.int64)
     row_inside = i < queries
-    channels = channels_u * UNIT
+    channels, values = channels_u * UNIT, values_u * VALUE_UNIT
     d = tl.arange(0, VALUES)[None, :]
 
     query += b * query_step * UNIT + i[:, None] * (query_row * UNIT)
@@ -214,7 +215,8 @@ def forward(
 def maxima(matching: Matching, factor: float, out: Tensor) -> None:
     """The largest of factor times the products, into `out` (B, N); 0 without keys."""
     batch, queries = out.shape
-    tops = _launch(matching, factor, OF_MAXIMA, values=0, maximum=True)[2]
+    configs = OF_FLOAT32 if matching.query.tensor.dtype == torch.float32 else OF_MAXIMA
+    tops = _launch(matching, factor, configs, values=0, maximum=True)[2]
     block = 16 if interpreted() else 256
     _combine_maxima[(cdiv(batch * queries, block),)](
         tops, out, batch * queries, SPLITS=len(tops), BLOCK=block, num_warps=4
@@ -242,7 +244,10 @@ def match(
             maxima(matching, matching.factor, tops)
         match_in_blocks(matching, tops, out, totals, divide=divide)
         return totals, tops
-    configs = OF_FEW_VALUES if values <= 64 else OF_MANY_VALUES
+    if matching.query.tensor.dtype == torch.float32:
+        configs = OF_FLOAT32 if values <= 64 else OF_MANY_FLOAT32
+    else:
+        configs = OF_FEW_VALUES if values <= 64 else OF_MANY_VALUES
     sums, partial, partial_tops = _launch(matching, matching.factor, configs, values=values)
     block_p = 16 if interpreted() else 32
     block_d = min(128, power_of_two(values, 16))
@@ -267,7 +272,7 @@ def _launch(
     batch, queries, keys = len(query.tensor), query.positions, key.positions
     dtype = query.tensor.dtype
     name = "dense_match_max" if maximum else "dense_match"
-    config = choose(name, OF_FLOAT32 if dtype.itemsize == 4 else configs)
+    config = choose(name, configs)
     blocks = batch * cdiv(queries, config.rows)
     parts = splits(blocks, cdiv(keys, config.columns), query.tensor.device)
     tops = new(query.tensor, parts, batch, queries)
@@ -279,7 +284,7 @@ def _launch(
     _match[(blocks * parts,)](
         *(query.tensor, key.tensor, value.tensor, query.inverse, key.inverse),
         *(*matching.selected, sums, totals, tops),
-        *(batch, queries, keys, query.tensor.shape[2] // common, values),
+        *(batch, queries, keys, query.tensor.shape[2] // common, values // value.unit),
         *query.strides_in(common),
         *key.strides_in(common),
         *(*value.strides, factor),

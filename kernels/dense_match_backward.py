@@ -25,11 +25,27 @@ import triton.language as tl
 from torch import Tensor
 
 from fastfss.kernels._dense_match_blocks import config_for, row_blocks, times_rows, workspace
-from fastfss.kernels._launch import cdiv, interpreted, new, power_of_two, precision
+from fastfss.kernels._launch import (
+    Config,
+    cdiv,
+    choose,
+    interpreted,
+    new,
+    power_of_two,
+    precision,
+)
 from fastfss.kernels._matching import Matching
 from fastfss.kernels._rows import Rows
 from fastfss.kernels._tiles import chosen_keys, product, scaled
 from fastfss.kernels.dense_match import match
+
+# Two tiles of sums at once.
+SLOPES = [
+    Config(128, 128, 64, warps=8, stages=3),
+    Config(128, 64, 64, warps=8, stages=3),
+    Config(64, 128, 64, warps=4, stages=3),
+]
+SLOPES_FLOAT32 = [Config(64, 64, 32, warps=8, stages=3), Config(64, 64, 32, warps=4, stages=3)]
 
 
 @triton.jit
@@ -72,9 +88,12 @@ def _slopes(
     top = tl.load(tops + row, mask=row_inside, other=0.0)
     of_row = tl.load(row_scale + row, mask=row_inside, other=0.0)
     share = weight[None, :] * tl.exp2(logits - top[:, None]) * of_row[:, None]
-    share = tl.where(inside[None, :], share, 0.0)
-    to = b * rows * pitch_u * PITCH_UNIT + local[:, None] * (pitch_u * PITCH_UNIT) + j[None, :]
-    there = row_inside[:, None] & inside[None, :]
+    # Rounded before its use in e as well: half the registers.
+    share = tl.where(inside[None, :], share, 0.0).to(p.dtype.element_ty)
+    pitch = pitch_u * PITCH_UNIT
+    to = b * rows * pitch + local[:, None] * pitch + j[None, :]
+    # Zeros behind the last key too: the next product reads whole steps.
+    there = row_inside[:, None] & (j < pitch)[None, :]
     tl.store(p + to, share, mask=there)
 
     grad += b * grad_step * VALUE_UNIT + i[:, None] * (grad_row * VALUE_UNIT)
@@ -83,18 +102,19 @@ def _slopes(
         grad, value, values_u * VALUE_UNIT, row_inside, inside, ROWS, COLUMNS, DEPTH, PRECISION
     )
     slope += tl.load(row_slope + row, mask=row_inside, other=0.0)[:, None]
-    slope *= share * (of_query * scale)[:, None] * of_key[None, :]
+    slope *= share.to(tl.float32) * (of_query * scale)[:, None] * of_key[None, :]
     tl.store(e + to, slope, mask=there)
 
 
 @triton.jit
 def _transposed_times_rows(
     p, right, order, counts, out,
-    first, rows, keys, width, right_step, right_row, pitch_u,
+    first, rows, keys, width_u, right_step, right_row, pitch_u,
     UNIT: tl.constexpr, PITCH_UNIT: tl.constexpr, SELECT: tl.constexpr, ADD: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """out[j] (+)= sum_i p[i, j] right[first + i], for the selected j."""
+    width, pitch = width_u * UNIT, pitch_u * PITCH_UNIT
     row_blocks, column_blocks = tl.cdiv(keys, ROWS), tl.cdiv(width, COLUMNS)
     pid = tl.program_id(0)
     j = pid // column_blocks % row_blocks * ROWS + tl.arange(0, ROWS)
@@ -106,13 +126,14 @@ def _transposed_times_rows(
     if pid // column_blocks % row_blocks * ROWS >= count:
         return
     inside = j < count
-    p += b * rows * pitch_u * PITCH_UNIT + j[None, :]
+    p += b * rows * pitch + j[None, :]
     right += b * right_step * UNIT + d[None, :]
     result = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in tl.range(0, rows, DEPTH):
         local = start + tl.arange(0, DEPTH)
         there = (local < rows)[:, None]
-        x = tl.load(p + local[:, None] * (pitch_u * PITCH_UNIT), mask=there & inside[None, :], other=0.0)
+        # Not `inside`, as in _times_rows; rows of the result behind the last key are not stored.
+        x = tl.load(p + local[:, None] * pitch, mask=there & (j < pitch)[None, :], other=0.0)
         y = tl.load(
             right + (first + local)[:, None] * (right_row * UNIT),
             mask=there & (d < width)[None, :],
@@ -253,7 +274,8 @@ class _Blocks:
         matching = self.matching
         query, key, value, grad = matching.query, matching.key, matching.value, self.grad
         assert value is not None
-        config = config_for("dense_match_slopes", self.dtype)
+        configs = SLOPES_FLOAT32 if self.dtype == torch.float32 else SLOPES
+        config = choose("dense_match_slopes", configs)
         common, of_values = math.gcd(query.unit, key.unit), math.gcd(value.unit, grad.unit)
         batch, queries, channels = query.tensor.shape
         tiles = cdiv(rows, config.rows) * cdiv(key.positions, config.columns)
@@ -284,7 +306,7 @@ class _Blocks:
         tiles = cdiv(keys, config.rows) * cdiv(width, config.columns)
         _transposed_times_rows[(batch * tiles,)](
             *(p, right.tensor, order, counts, out),
-            *(first, rows, keys, width, *right.strides, self.pitch // 16),
+            *(first, rows, keys, width // right.unit, *right.strides, self.pitch // 16),
             UNIT=right.unit,
             PITCH_UNIT=16,
             SELECT=self.matching.selection is not None,

@@ -162,7 +162,9 @@ def backward(
         own_norm = norms[:, 1:]
         mixed = grad * scale / (norm.clamp_min(eps) * own_norm.clamp_min(eps))
         own_along = _shrink(product, own_norm, eps)
-        _backward_one_each(maps, prototypes, mixed, along, own_along, grad_features, grad_prototypes)
+        _backward_one_each(
+            maps, prototypes, mixed, along, own_along, grad_features, grad_prototypes
+        )
         return
     mixed = grad * scale / norm.clamp_min(eps)
     own_norm = torch.linalg.vector_norm(prototypes, dim=2, keepdim=True, dtype=torch.float32)

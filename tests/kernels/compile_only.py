@@ -35,9 +35,15 @@ class Compiled:
     spilled: int  # bytes of the stack
     warps: int
 
-    def loads(self) -> set[str]:
-        """The instructions that read global memory."""
-        return set(re.findall(r"\b(?:ld\.global|cp\.async\.c[ag]\.shared\.global)[\w.:]*", self.ptx))
+    @property
+    def wide_copies(self) -> bool:
+        """Whether global memory reaches shared memory 16 bytes at a time."""
+        return "cp.async.cg.shared.global" in self.ptx
+
+    @property
+    def tensor_cores(self) -> bool:
+        """Whether it multiplies by Hopper's warpgroup instructions, or those before it."""
+        return "wgmma.mma_async" in self.ptx or "mma.sync" in self.ptx
 
 
 class _Driver:
@@ -48,7 +54,7 @@ class _Driver:
         self.utils = self
 
     def get_current_device(self) -> int:
-        return 0
+        return -1  # no real one: kernels are cached by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -74,7 +80,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 @contextmanager
 def _instead_of_launching(capability: int, found: list[Compiled]) -> Iterator[None]:
-    run, multiprocessors = JITFunction.run, _launch.multiprocessors
+    run, multiprocessors, active = JITFunction.run, _launch.multiprocessors, driver._active
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
@@ -97,7 +103,7 @@ def _instead_of_launching(capability: int, found: list[Compiled]) -> Iterator[No
     try:
         yield
     finally:
-        JITFunction.run, _launch.multiprocessors = run, multiprocessors
+        JITFunction.run, _launch.multiprocessors, driver._active = run, multiprocessors, active
 
 
 def compiled(launch: Callable[[], Any], capability: int) -> list[Compiled]:
