@@ -30,7 +30,8 @@ def installed() -> bool:
 
 
 @cache
-def _why_not_device(device: torch.device) -> str | None:
+def why_not_device(device: torch.device) -> str | None:
+    """Why Triton does not compile for the device, or None."""
     if not installed():
         return "triton is not installed: pip install triton"
     if device.type == "cuda" and torch.version.hip is None:
@@ -52,7 +53,7 @@ def why_not_triton(*tensors: Tensor) -> str | None:
     device = tensors[0].device
     if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
         return f"Triton's kernels run on a GPU, a tensor is on {device}"
-    if (reason := _why_not_device(device)) is not None:
+    if (reason := why_not_device(device)) is not None:
         return reason
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
