@@ -319,12 +319,13 @@ def _triton_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = _fake_gradients((query, key, value), wanted)
     if query.shape[0] > 0:
-        _triton_call.kernels("dense_match_backward").backward(
-            grad.flatten(2),
-            None if grad_denominator is None else grad_denominator.flatten(1),
-            *(*flat_inputs(query, key, value), weights, scale, normalize, eps),
-            *(x.flatten(2) if w else None for x, w in zip(grads, wanted, strict=True)),
-        )
+        with _triton_call.on_device_of(query):
+            _triton_call.kernels("dense_match_backward").backward(
+                grad.flatten(2),
+                None if grad_denominator is None else grad_denominator.flatten(1),
+                *(*flat_inputs(query, key, value), weights, scale, normalize, eps),
+                *(x.flatten(2) if w else None for x, w in zip(grads, wanted, strict=True)),
+            )
     return grads
 
 

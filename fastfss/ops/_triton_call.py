@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import ModuleType
 
@@ -40,6 +41,11 @@ def why_not_device(device: torch.device) -> str | None:
             wanted, found = (".".join(map(str, one)) for one in (LEAST_CAPABILITY, capability))
             return f"Triton needs compute capability {wanted}, {device} has {found}"
     return None
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def _span(tensor: Tensor) -> int:

@@ -138,7 +138,8 @@ def _triton(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: flo
         return dense_correlation_reference(queries, supports, clamp, eps)
     flat = [[one.flatten(2) for one in maps] for maps in (queries, supports)]
     slices = out.flatten(4).flatten(2, 3)  # (B, L, N, M)
-    _triton_call.kernels("dense_correlation").forward(*flat, clamp, eps, slices)
+    with _triton_call.on_device_of(out):
+        _triton_call.kernels("dense_correlation").forward(*flat, clamp, eps, slices)
     return out
 
 

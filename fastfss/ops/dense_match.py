@@ -272,10 +272,11 @@ def _triton(
     out = _fake(query, key, value)
     if query.shape[0] > 0:
         q, k, v = flat_inputs(query, key, key if value is None else value)
-        _triton_call.kernels("dense_match").forward(
-            *(q, k, None if value is None else v, mask, scale, normalize, reduce, eps),
-            out.flatten(1) if value is None else out.flatten(2),
-        )
+        with _triton_call.on_device_of(query):
+            _triton_call.kernels("dense_match").forward(
+                *(q, k, None if value is None else v, mask, scale, normalize, reduce, eps),
+                out.flatten(1) if value is None else out.flatten(2),
+            )
     return out
 
 
@@ -285,10 +286,11 @@ def _triton_sums(
     numerator, denominator = _fake_sums(query, key, value)
     if query.shape[0] > 0:
         q, k, v = flat_inputs(query, key, value)
-        _triton_call.kernels("dense_match").forward(
-            *(q, k, v, weights, scale, True, "sums", eps),
-            *(numerator.flatten(2), denominator.flatten(1)),
-        )
+        with _triton_call.on_device_of(query):
+            _triton_call.kernels("dense_match").forward(
+                *(q, k, v, weights, scale, True, "sums", eps),
+                *(numerator.flatten(2), denominator.flatten(1)),
+            )
     return numerator, denominator
 
 

@@ -177,9 +177,10 @@ def _triton(
     out = features.new_empty((features.shape[0], masks.shape[1], features.shape[1]))
     if out.numel() > 0:
         size = features.shape[2], features.shape[3]
-        _triton_call.kernels("masked_average_pool").forward(
-            features.flatten(2), masks, size, resize == "mask", align_corners, eps, out
-        )
+        with _triton_call.on_device_of(features):
+            _triton_call.kernels("masked_average_pool").forward(
+                features.flatten(2), masks, size, resize == "mask", align_corners, eps, out
+            )
     return out
 
 
@@ -266,11 +267,12 @@ def _backward_triton(
         return _backward_reference(grad, features, masks, resize, align_corners, eps, wanted)
     grads = _backward_fake(grad, features, masks, wanted)
     size = features.shape[2], features.shape[3]
-    _triton_call.kernels("masked_average_pool").backward(
-        *(grad, features.flatten(2), masks, size, resize == "mask", align_corners, eps),
-        grads[0].flatten(2) if wanted[0] else None,
-        grads[1] if wanted[1] else None,
-    )
+    with _triton_call.on_device_of(features):
+        _triton_call.kernels("masked_average_pool").backward(
+            *(grad, features.flatten(2), masks, size, resize == "mask", align_corners, eps),
+            grads[0].flatten(2) if wanted[0] else None,
+            grads[1] if wanted[1] else None,
+        )
     return grads
 
 

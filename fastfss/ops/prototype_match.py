@@ -184,10 +184,11 @@ def _triton(
     scores, norms = _fake(features, prototypes, scale, eps)
     if 0 in (scores.numel(), features.shape[1]):
         return _reference(features, prototypes, scale, eps)
-    _triton_call.kernels("prototype_match").forward(
-        *(features.flatten(2), _flat(prototypes), scale, eps),
-        *(scores.flatten(2), norms.flatten(2)),
-    )
+    with _triton_call.on_device_of(features):
+        _triton_call.kernels("prototype_match").forward(
+            *(features.flatten(2), _flat(prototypes), scale, eps),
+            *(scores.flatten(2), norms.flatten(2)),
+        )
     return scores, norms
 
 
@@ -286,12 +287,13 @@ def _backward_triton(
     if 0 in (grad.numel(), features.shape[1]):
         return _backward_reference(grad, features, prototypes, scores, norms, scale, eps, wanted)
     grads = _backward_fake(grad, features, prototypes, wanted)
-    _triton_call.kernels("prototype_match").backward(
-        *(grad.flatten(2), features.flatten(2), _flat(prototypes)),
-        *(scores.flatten(2), norms.flatten(2), scale, eps),
-        grads[0].flatten(2) if wanted[0] else None,
-        _flat(grads[1]) if wanted[1] else None,
-    )
+    with _triton_call.on_device_of(features):
+        _triton_call.kernels("prototype_match").backward(
+            *(grad.flatten(2), features.flatten(2), _flat(prototypes)),
+            *(scores.flatten(2), norms.flatten(2), scale, eps),
+            grads[0].flatten(2) if wanted[0] else None,
+            _flat(grads[1]) if wanted[1] else None,
+        )
     return grads
 
 

@@ -8,15 +8,20 @@ import torch
 from fastfss.kernels._launch import interpreted
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what runs kernels where test_interpreter.py starts it again."""
+    runs_kernels = "device" in getattr(item, "fixturenames", ())
+    if not runs_kernels or item.get_closest_marker("gpu") is not None:
+        return
+    pytest.importorskip("triton", reason="not installed: pip install triton")
+    if not (interpreted() or torch.cuda.is_available()):
+        pytest.skip("needs TRITON_INTERPRET=1 or a GPU; test_interpreter.py runs it with the first")
+
+
 @pytest.fixture
 def device(poisoned_memory: None) -> str:
-    """Of the tests that run kernels; they skip where test_interpreter.py starts them again."""
-    pytest.importorskip("triton", reason="not installed: pip install triton")
-    if interpreted():
-        return "cpu"
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU or TRITON_INTERPRET=1; test_interpreter.py runs it with that")
-    return "cuda"
+    """Of the tests that run kernels."""
+    return "cpu" if interpreted() else "cuda"
 
 
 @pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fastfss.ops import dense_match, dense_match_sums
-from tests.kernels.helpers import captured, double, gradients, random
+from tests.kernels.helpers import assert_like_plain, captured, double, gradients, random
 from tests.kernels.matching import LONG, ODD, Size
-from tests.tolerances import assert_at_most_twice_the_error, assert_close
+from tests.tolerances import assert_close
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_real_sizes(device, batch, dtype):
     simple = gradients(plain, maps, along)
     for mine, other, right in zip(ours, simple, wanted, strict=True):
         assert_close(mine, right)
-        assert_at_most_twice_the_error(mine, other, right)
+        assert_like_plain(mine, other, right)
     again = gradients(lambda *t: dense_match(*t, mask, scale=2.0), maps, along)
     assert all(torch.equal(one, other) for one, other in zip(ours, again, strict=True))
 
