@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 
 import fastfss
-from fastfss.ops import _native_call
+from fastfss.ops import _native_call, _triton_call
 
 # What a bug report needs, by import name: the distributions that may provide it.
 PACKAGES = {
@@ -318,7 +318,14 @@ def _cuda_backend(native: ModuleType | None) -> Backend:
 
 def _triton_backend(version: str | None) -> Backend:
     installed = "triton is not installed" if version is None else f"triton {version} is installed"
-    return Backend("triton", False, f"no operation has a Triton kernel yet; {installed}")
+    if not torch.cuda.is_available():
+        return Backend("triton", False, f"torch sees no GPU; {installed}")
+    device = torch.device("cuda", torch.cuda.current_device())
+    if (reason := _triton_call.why_not_device(device)) is not None:
+        return Backend("triton", False, reason)
+    return Backend(
+        "triton", True, f"every operation, on {torch.cuda.get_device_name(device)}; {installed}"
+    )
 
 
 def _engine_backend(name: str, version: str | None) -> Backend:

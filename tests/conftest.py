@@ -1,8 +1,9 @@
-"""What all tests share: the marker `gpu`."""
+"""What all tests share: the marker `gpu`, memory that shows what nobody wrote."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,3 +16,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("FASTFSS_REQUIRE_GPU") == "1":
         pytest.fail("FASTFSS_REQUIRE_GPU=1, but torch sees no GPU", pytrace=False)
     pytest.skip("needs an NVIDIA GPU")
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Memory that torch hands out uninitialised holds NaN: an element nobody writes shows."""
+    # Warnings alone: a GPU's references use operations without a deterministic form.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

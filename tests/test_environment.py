@@ -200,6 +200,28 @@ def test_cuda_is_on_with_a_gpu_and_names_it(native):
     assert "Some GPU (sm_90)" in backend.detail
 
 
+def triton_backend():
+    return next(backend for backend in environment().backends if backend.name == "triton")
+
+
+def test_triton_is_off_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not triton_backend().on
+    assert "torch sees no GPU" in triton_backend().detail
+
+
+@pytest.mark.parametrize("reason", [None, "Triton needs another GPU"])
+def test_triton_is_on_where_the_gpu_fits(monkeypatch, reason):
+    monkeypatch.setattr(module, "_torch_cuda", lambda: "some")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(module._triton_call, "why_not_device", lambda device: reason)
+    found = triton_backend()
+    assert found.on == (reason is None)
+    assert (reason or "Some GPU") in found.detail
+
+
 def test_every_backend_that_is_off_has_a_reason():
     backends = {backend.name: backend for backend in environment().backends}
     assert set(backends) == {"native", "cuda", "triton", "onnxruntime", "openvino", "tensorrt"}

@@ -32,12 +32,17 @@ HEAVY = {
     *("timm", "typer", "rich", "triton", "pycocotools", "skimage", "scipy"),
     *("onnx", "onnxruntime", "openvino", "tensorrt"),
 }
-IMPORT_ALL_BUT_CLI = """
+IMPORT_ALL_BUT_CLI_AND_KERNELS = """
 import importlib, pkgutil, fastfss
 for module in pkgutil.walk_packages(fastfss.__path__, "fastfss."):
-    if module.name.split(".")[1] not in ("cli", "__main__"):
+    if module.name.split(".")[1] not in ("cli", "kernels", "__main__"):
         importlib.import_module(module.name)
 """
+
+
+def sources() -> list[Path]:
+    """The package's files; kernels/ is a link, which rglob does not follow."""
+    return [*PACKAGE.rglob("*.py"), *(PACKAGE / "kernels").glob("*.py")]
 
 
 def part_of(path: Path) -> str:
@@ -61,7 +66,7 @@ def imported_parts(path: Path, tree: ast.AST) -> set[str]:
 def arrows() -> set[tuple[str, str, str]]:
     """(importing part, imported part, the file that does) over the whole package."""
     found = set()
-    for path in PACKAGE.rglob("*.py"):
+    for path in sources():
         tree = ast.parse(path.read_text())
         for other in imported_parts(path, tree) - {part_of(path)}:
             found.add((part_of(path), other, str(path.relative_to(PACKAGE))))
@@ -69,7 +74,7 @@ def arrows() -> set[tuple[str, str, str]]:
 
 
 def test_every_part_has_a_layer():
-    parts = {part_of(path) for path in PACKAGE.rglob("*.py")} - FACADE
+    parts = {part_of(path) for path in sources()} - FACADE
     assert parts <= set(RANK), "a new part of fastfss: give it a place in LAYERS"
 
 
@@ -96,7 +101,9 @@ def test_no_two_parts_import_each_other():
     assert not [part for part in below if part in reach(part)]
 
 
-@pytest.mark.parametrize("code", ["import fastfss", IMPORT_ALL_BUT_CLI], ids=["package", "all"])
+@pytest.mark.parametrize(
+    "code", ["import fastfss", IMPORT_ALL_BUT_CLI_AND_KERNELS], ids=["package", "all"]
+)
 def test_import_prints_nothing_starts_nothing_and_loads_nothing_optional(code):
     """Against what torch and torchvision load by themselves."""
     program = f"""
@@ -110,6 +117,8 @@ sys.addaudithook(lambda event, _: started.append(event) if event in events else 
 assert not started, started
 loaded = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 assert not loaded & {HEAVY!r}, loaded & {HEAVY!r}
+kernels = {{name for name in sys.modules if name.startswith("fastfss.kernels.")}}
+assert kernels <= {{"fastfss.kernels._launch"}}, "Triton is loaded when a call needs it"
 """
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -10,6 +10,8 @@ RELATIVE = {
     torch.float64: 1e-12,
     # float32 sums of up to 1e4 terms in another order than the reference's.
     torch.float32: 2e-5,
+    # float16 keeps 11 bits; inputs and outputs are rounded, sums are in float32.
+    torch.float16: 2e-3,
     # bfloat16 keeps 8 bits; inputs and outputs are rounded, sums are in float32.
     torch.bfloat16: 1.6e-2,
 }
@@ -23,3 +25,9 @@ def assert_close(actual: Tensor, wanted: Tensor, *, dtype: torch.dtype | None = 
     difference = (actual.detach().double() - wanted.detach().double()).abs()
     worst = float(difference.max()) if difference.numel() else 0.0
     assert worst <= bound, f"largest error {worst:.3e} > {bound:.3e}"  # also False for NaN
+
+
+def assert_at_most_twice_the_error(ours: Tensor, plain: Tensor, exact: Tensor) -> None:
+    """The bound of low precision: twice the error of plain PyTorch in the same dtype."""
+    error, bound = ((r.detach().double() - exact.to(r.device)).abs().max() for r in (ours, plain))
+    assert error <= 2 * bound + 1e-6, f"{error:.2e}, plain PyTorch {bound:.2e}"

@@ -1,4 +1,4 @@
-"""The operations: a public function each, with a PyTorch reference and a native CPU core."""
+"""The operations: a public function each, with a PyTorch reference, native code, Triton kernels."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ With w the mask, g the gradient of the result, h that of the denominator, hats f
     dq^_i = scale sum_j ds_ij k^_j,   dk^_j = scale sum_i ds_ij q^_i
 
 Operators of their own, so that torch.compile meets one call instead of a loop. Bounded logits have
-native code, csrc/cpu/dense_match_backward.cpp; the rest is blocked matrix products in PyTorch.
+native code, csrc/cpu/dense_match_backward.cpp, and all but the maximum Triton kernels,
+kernels/dense_match_backward.py; the rest is blocked matrix products in PyTorch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastfss.ops import _native_call
+from fastfss.ops import _native_call, _triton_call
 from fastfss.ops._dense_match_arguments import BOUNDED_SCALE
 from fastfss.ops._maps import as_maps, flat_inputs, new_maps
 from fastfss.ops._registry import register
@@ -27,6 +28,8 @@ from fastfss.ops._registry import register
 # Elements of one block of logits: 4 MiB in float32. Larger blocks leave the cache between the
 # steps, smaller ones make thin matrix products.
 BLOCK = 1 << 20
+
+NO_MAXIMUM = "the gradient of the maximum is computed in PyTorch"
 
 Inputs = tuple[Tensor, Tensor, Tensor | None]  # query, key, value
 
@@ -287,7 +290,7 @@ def _why_not_native(
     *_: object,
 ) -> str | None:
     if value is None:
-        return "the gradient of the maximum is computed in PyTorch"
+        return NO_MAXIMUM
     if not normalize or abs(scale) > BOUNDED_SCALE:
         return f"normalize = {normalize} with scale = {scale:g} does not bound the logits"
     return _native_call.why_not_native(query, key, value)
@@ -299,6 +302,62 @@ def _why_not_native_sums(
     return _native_call.why_not_native(query, key, value)
 
 
+# ---- Triton
+
+
+def _triton_sums(
+    grad: Tensor,
+    grad_denominator: Tensor | None,  # None: softmax
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weights: Tensor | None,
+    scale: float,
+    eps: float,
+    wanted: list[bool],
+    normalize: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _fake_gradients((query, key, value), wanted)
+    if query.shape[0] > 0:
+        with _triton_call.on_device_of(query):
+            _triton_call.kernels("dense_match_backward").backward(
+                grad.flatten(2),
+                None if grad_denominator is None else grad_denominator.flatten(1),
+                *(*flat_inputs(query, key, value), weights, scale, normalize, eps),
+                *(x.flatten(2) if w else None for x, w in zip(grads, wanted, strict=True)),
+            )
+    return grads
+
+
+def _triton_match(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    normalize: bool,
+    reduce: str,
+    eps: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _triton_sums(grad, None, query, key, value, mask, scale, eps, wanted, normalize)
+
+
+def _why_not_triton(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor | None, *_: object
+) -> str | None:
+    if value is None:
+        return NO_MAXIMUM
+    return _triton_call.why_not_triton(query, key, value)
+
+
+def _why_not_triton_sums(
+    grad: Tensor, grad_denominator: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object
+) -> str | None:
+    return _triton_call.why_not_triton(query, key, value)
+
+
 match_backward = register(
     "dense_match_backward",
     "(Tensor grad, Tensor query, Tensor key, Tensor? value, Tensor? mask, float scale, "
@@ -306,6 +365,8 @@ match_backward = register(
     reference=_match,
     native=_native_match,
     why_not_native=_why_not_native,
+    triton=_triton_match,
+    why_not_triton=_why_not_triton,
     fake=lambda grad, query, key, value, *rest: _fake_gradients((query, key, value), rest[-1]),
 )
 sums_backward = register(
@@ -315,6 +376,8 @@ sums_backward = register(
     reference=_sums,
     native=_native_sums,
     why_not_native=_why_not_native_sums,
+    triton=_triton_sums,
+    why_not_triton=_why_not_triton_sums,
     fake=lambda grad, grad_denominator, query, key, value, *rest: _fake_gradients(
         (query, key, value), rest[-1]
     ),

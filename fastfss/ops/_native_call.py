@@ -10,6 +10,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from fastfss.kernels._launch import interpreted
+
 # The values of fastfss::DType in csrc/include/fastfss/tensor.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.bool: 2}
 
@@ -38,6 +40,8 @@ def why_not_native(*tensors: Tensor) -> str | None:
     """Why the native CPU code cannot serve these tensors, or None. Common to all operations."""
     if module is None:
         return "this build has no native code (FASTFSS_BUILD=python)"
+    if interpreted():
+        return "TRITON_INTERPRET=1 hands the calls to Triton's interpreter"
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"the native core runs on the CPU, a tensor is on {tensor.device}"

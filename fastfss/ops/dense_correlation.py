@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastfss.errors import expected, expected_kind
-from fastfss.ops import _native_call
+from fastfss.ops import _native_call, _triton_call
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
 
@@ -54,7 +54,7 @@ def dense_correlation(
         supports: L maps (B, C_l, hs, ws) of one grid, masked before if only an object counts.
         clamp: whether negative cosines become 0.
         eps: added to every norm.
-        backend: "auto", or "native" or "reference" to force one.
+        backend: "auto", or "native", "triton" or "reference" to force one.
 
     Returns:
         (B, L, hq, wq, hs, ws), in the maps' dtype.
@@ -132,6 +132,23 @@ def _why_not_native(
     return _native_call.why_not_native(*queries, *supports)
 
 
+def _triton(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float) -> Tensor:
+    out = queries[0].new_empty(_shape(queries, supports))
+    if out.numel() == 0 or 0 in (query.shape[1] for query in queries):
+        return dense_correlation_reference(queries, supports, clamp, eps)
+    flat = [[one.flatten(2) for one in maps] for maps in (queries, supports)]
+    slices = out.flatten(4).flatten(2, 3)  # (B, L, N, M)
+    with _triton_call.on_device_of(out):
+        _triton_call.kernels("dense_correlation").forward(*flat, clamp, eps, slices)
+    return out
+
+
+def _why_not_triton(
+    queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float
+) -> str | None:
+    return _triton_call.why_not_triton(*queries, *supports)
+
+
 def _fake(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float) -> Tensor:
     return queries[0].new_empty(_shape(queries, supports))
 
@@ -172,6 +189,8 @@ operation = register(
     reference=dense_correlation_reference,
     native=_native,
     why_not_native=_why_not_native,
+    triton=_triton,
+    why_not_triton=_why_not_triton,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -186,7 +205,7 @@ def _explain(
     eps: float = 1e-5,
 ) -> Explanation:
     _check(queries, supports, eps)
-    return choose("dense_correlation", _why_not_native(list(queries), list(supports), clamp, eps))
+    return choose(operation, list(queries), list(supports), clamp, eps)
 
 
 explainers["dense_correlation"] = _explain

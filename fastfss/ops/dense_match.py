@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastfss.ops import _native_call
+from fastfss.ops import _native_call, _triton_call
 from fastfss.ops._dense_match_arguments import MatchReduce, arguments, copy_note, sums_arguments
 from fastfss.ops._dense_match_backward import match_backward, sums_backward
 from fastfss.ops._maps import as_maps, flat_inputs, new_maps
@@ -112,7 +112,7 @@ def dense_match(
         reduce: "softmax" averages the values with weights m_j e^{s_ij}; "max" takes the largest
             logit over the positions with a weight.
         eps: smallest norm to divide by.
-        backend: "auto", or "native" or "reference" to force one.
+        backend: "auto", or "native", "triton" or "reference" to force one.
 
     Returns:
         softmax: (B, D, *q) in the query's dtype and memory format; max: (B, *q) in float32 or
@@ -161,7 +161,7 @@ def dense_match_sums(
         scale: factor of the cosines, at most 40 in magnitude.
         normalize: must be True.
         eps: smallest norm to divide by.
-        backend: "auto", or "native" or "reference" to force one.
+        backend: "auto", or "native", "triton" or "reference" to force one.
 
     Returns:
         sum_j w_j e^{s_ij} v_j, (B, D, *q), and sum_j w_j e^{s_ij}, (B, *q); float32, or float64 for
@@ -256,6 +256,48 @@ def _why_not_native(query: Tensor, key: Tensor, value: Tensor | None, *_: Any) -
     return _native_call.why_not_native(query, key, *([] if value is None else [value]))
 
 
+# ---- Triton
+
+
+def _triton(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    normalize: bool,
+    reduce: str,
+    eps: float,
+) -> Tensor:
+    out = _fake(query, key, value)
+    if query.shape[0] > 0:
+        q, k, v = flat_inputs(query, key, key if value is None else value)
+        with _triton_call.on_device_of(query):
+            _triton_call.kernels("dense_match").forward(
+                *(q, k, None if value is None else v, mask, scale, normalize, reduce, eps),
+                out.flatten(1) if value is None else out.flatten(2),
+            )
+    return out
+
+
+def _triton_sums(
+    query: Tensor, key: Tensor, value: Tensor, weights: Tensor, scale: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    numerator, denominator = _fake_sums(query, key, value)
+    if query.shape[0] > 0:
+        q, k, v = flat_inputs(query, key, value)
+        with _triton_call.on_device_of(query):
+            _triton_call.kernels("dense_match").forward(
+                *(q, k, v, weights, scale, True, "sums", eps),
+                *(numerator.flatten(2), denominator.flatten(1)),
+            )
+    return numerator, denominator
+
+
+def _why_not_triton(query: Tensor, key: Tensor, value: Tensor | None, *_: Any) -> str | None:
+    return _triton_call.why_not_triton(query, key, *([] if value is None else [value]))
+
+
 # ---- Registration
 
 
@@ -306,6 +348,8 @@ _match = register(
     reference=dense_match_reference,
     native=_native,
     why_not_native=_why_not_native,
+    triton=_triton,
+    why_not_triton=_why_not_triton,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -317,6 +361,8 @@ _sums = register(
     reference=dense_match_sums_reference,
     native=_native_sums,
     why_not_native=_why_not_native,
+    triton=_triton_sums,
+    why_not_triton=_why_not_triton,
     fake=_fake_sums,
     backward=_backward_sums,
     setup_context=_setup_context,
@@ -334,9 +380,8 @@ def _explain(
     reduce: MatchReduce = "softmax",
     eps: float = 1e-8,
 ) -> Explanation:
-    arguments(query, key, value, mask, scale, normalize, reduce, eps)
-    note = copy_note(query=query, key=key, value=value)
-    return choose("dense_match", _why_not_native(query, key, value), note)
+    args = arguments(query, key, value, mask, scale, normalize, reduce, eps)
+    return choose(_match, *args, note=copy_note(query=query, key=key, value=value))
 
 
 def _explain_sums(
@@ -349,9 +394,8 @@ def _explain_sums(
     normalize: bool = True,
     eps: float = 1e-8,
 ) -> Explanation:
-    sums_arguments(query, key, value, weights, scale, normalize, eps)
-    note = copy_note(query=query, key=key, value=value)
-    return choose("dense_match_sums", _why_not_native(query, key, value), note)
+    args = sums_arguments(query, key, value, weights, scale, normalize, eps)
+    return choose(_sums, *args, note=copy_note(query=query, key=key, value=value))
 
 
 explainers["dense_match"] = _explain

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastfss.errors import expected
+from fastfss.ops._registry import Operation
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,16 @@ def explain(operation: str, *args: Any, **kwargs: Any) -> Explanation:
     return explainers[operation](*args, **kwargs)
 
 
-def choose(operation: str, why_not_native: str | None, note: str | None = None) -> Explanation:
-    """The Explanation that follows from the native core's answer; `note` is of the native call."""
-    gpu = "fastfss has no GPU kernel for this operation yet"
-    if why_not_native is None:
-        return Explanation(
-            operation,
-            "native",
-            {"reference": "the native core is faster", "triton": gpu, "cuda": gpu},
-            note,
-        )
-    return Explanation(
-        operation, "reference", {"native": why_not_native, "triton": gpu, "cuda": gpu}
-    )
+FASTER = {"native": "the native core is faster", "triton": "the Triton kernel is faster"}
+NO_CUDA = "fastfss has no CUDA C++ kernel for this operation yet"
+
+
+def choose(operation: Operation, *args: Any, note: str | None = None) -> Explanation:
+    """The Explanation for the operator's arguments; `note` is of a call by a fast backend."""
+    reasons = {name: one.why_not(*args) for name, one in operation.fast.items()}
+    lacking = {name: reason for name, reason in reasons.items() if reason is not None}
+    for name in reasons:
+        if name not in lacking:
+            others = {"reference": FASTER[name], **lacking, "cuda": NO_CUDA}
+            return Explanation(operation.name, name, others, note)
+    return Explanation(operation.name, "reference", {**lacking, "cuda": NO_CUDA})

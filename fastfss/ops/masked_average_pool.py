@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.errors import expected, expected_kind
-from fastfss.ops import _layout, _native_call
+from fastfss.ops import _layout, _native_call, _triton_call
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
 
@@ -87,7 +87,7 @@ def masked_average_pool(
         resize: what is resized, "mask" or "features".
         align_corners: as in torch.nn.functional.interpolate; True in the published methods.
         eps: added to the sum of the weights.
-        backend: "auto", "native" or "reference".
+        backend: "auto", or "native", "triton" or "reference" to force one.
 
     Returns:
         (B, M, C), in the features' dtype.
@@ -95,7 +95,7 @@ def masked_average_pool(
     Raises:
         TypeError: if an argument is no tensor or one of a kind of number that does not fit.
         ValueError: if a shape or option does not fit.
-        NotImplementedError: if `backend="native"` cannot serve the call.
+        NotImplementedError: if a forced backend cannot serve the call.
 
     Example:
         >>> features = torch.arange(8.0).view(1, 2, 2, 2)
@@ -162,6 +162,25 @@ def _native(
         *(view(maps), channels_last, view(masks), resize == "mask", align_corners, eps),
         *(view(out), torch.get_num_threads()),
     )
+    return out
+
+
+def _why_not_triton(
+    features: Tensor, masks: Tensor, resize: Resize, align_corners: bool, eps: float
+) -> str | None:
+    return _triton_call.why_not_triton(features)
+
+
+def _triton(
+    features: Tensor, masks: Tensor, resize: Resize, align_corners: bool, eps: float
+) -> Tensor:
+    out = features.new_empty((features.shape[0], masks.shape[1], features.shape[1]))
+    if out.numel() > 0:
+        size = features.shape[2], features.shape[3]
+        with _triton_call.on_device_of(features):
+            _triton_call.kernels("masked_average_pool").forward(
+                features.flatten(2), masks, size, resize == "mask", align_corners, eps, out
+            )
     return out
 
 
@@ -235,8 +254,34 @@ def _backward_native(
     return grad_features, _to_mask_grid(grad_weights, features, masks, resize, align_corners)
 
 
+def _backward_triton(
+    grad: Tensor,
+    features: Tensor,
+    masks: Tensor,
+    resize: Resize,
+    align_corners: bool,
+    eps: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor]:
+    if grad.numel() == 0:
+        return _backward_reference(grad, features, masks, resize, align_corners, eps, wanted)
+    grads = _backward_fake(grad, features, masks, wanted)
+    size = features.shape[2], features.shape[3]
+    with _triton_call.on_device_of(features):
+        _triton_call.kernels("masked_average_pool").backward(
+            *(grad, features.flatten(2), masks, size, resize == "mask", align_corners, eps),
+            grads[0].flatten(2) if wanted[0] else None,
+            grads[1] if wanted[1] else None,
+        )
+    return grads
+
+
 def _backward_why_not_native(grad: Tensor, features: Tensor, *_: Any) -> str | None:
     return _native_call.why_not_native(features, grad)
+
+
+def _backward_why_not_triton(grad: Tensor, features: Tensor, *_: Any) -> str | None:
+    return _triton_call.why_not_triton(features, grad)
 
 
 def _backward_fake(
@@ -267,6 +312,8 @@ _gradient = register(
     reference=_backward_reference,
     native=_backward_native,
     why_not_native=_backward_why_not_native,
+    triton=_backward_triton,
+    why_not_triton=_backward_why_not_triton,
     fake=_backward_fake,
 )
 _forward = register(
@@ -275,6 +322,8 @@ _forward = register(
     reference=masked_average_pool_reference,
     native=_native,
     why_not_native=_why_not_native,
+    triton=_triton,
+    why_not_triton=_why_not_triton,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -290,8 +339,8 @@ def _explain(
     eps: float = 1e-5,
 ) -> Explanation:
     _check(features, masks, resize, eps)
-    reason = _why_not_native(features, masks, resize, align_corners, eps)
-    return choose("masked_average_pool", reason, _layout.copy_note("features", features))
+    note = _layout.copy_note("features", features)
+    return choose(_forward, features, masks, resize, align_corners, eps, note=note)
 
 
 explainers["masked_average_pool"] = _explain

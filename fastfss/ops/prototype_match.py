@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from fastfss.errors import expected, expected_kind
-from fastfss.ops import _layout, _native_call
+from fastfss.ops import _layout, _native_call, _triton_call
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
 
@@ -51,7 +51,7 @@ def prototype_match(
         scale: factor of the cosine.
         eps: the least norm, above 0.
         reduce: "max" or "mean" of the G members' scores; equal maxima share the gradient.
-        backend: "auto", "native" or "reference".
+        backend: "auto", or "native", "triton" or "reference" to force one.
 
     Returns:
         (B, P, h, w), in the features' dtype.
@@ -59,7 +59,7 @@ def prototype_match(
     Raises:
         TypeError: if an argument is no floating-point tensor.
         ValueError: if a shape or option does not fit, or the dtypes differ.
-        NotImplementedError: if `backend="native"` cannot serve the call.
+        NotImplementedError: if a forced backend cannot serve the call.
 
     Example:
         >>> features = torch.tensor([[3.0, 0.0], [4.0, 2.0]]).view(1, 2, 1, 2)
@@ -174,6 +174,29 @@ def _native(
     return scores, norms
 
 
+def _why_not_triton(features: Tensor, prototypes: Tensor, scale: float, eps: float) -> str | None:
+    return _triton_call.why_not_triton(features, prototypes)
+
+
+def _triton(
+    features: Tensor, prototypes: Tensor, scale: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    scores, norms = _fake(features, prototypes, scale, eps)
+    if 0 in (scores.numel(), features.shape[1]):
+        return _reference(features, prototypes, scale, eps)
+    with _triton_call.on_device_of(features):
+        _triton_call.kernels("prototype_match").forward(
+            *(features.flatten(2), _flat(prototypes), scale, eps),
+            *(scores.flatten(2), norms.flatten(2)),
+        )
+    return scores, norms
+
+
+def _flat(prototypes: Tensor) -> Tensor:
+    """(B, P, C) or (B, P, C, N)."""
+    return prototypes if prototypes.ndim == 3 else prototypes.flatten(3)
+
+
 # ---- gradient: an operator of its own, so that torch.compile sees no native call
 
 
@@ -251,8 +274,35 @@ def _backward_native(
     return grad_features, grad_prototypes
 
 
+def _backward_triton(
+    grad: Tensor,
+    features: Tensor,
+    prototypes: Tensor,
+    scores: Tensor,
+    norms: Tensor,
+    scale: float,
+    eps: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor]:
+    if 0 in (grad.numel(), features.shape[1]):
+        return _backward_reference(grad, features, prototypes, scores, norms, scale, eps, wanted)
+    grads = _backward_fake(grad, features, prototypes, wanted)
+    with _triton_call.on_device_of(features):
+        _triton_call.kernels("prototype_match").backward(
+            *(grad.flatten(2), features.flatten(2), _flat(prototypes)),
+            *(scores.flatten(2), norms.flatten(2), scale, eps),
+            grads[0].flatten(2) if wanted[0] else None,
+            _flat(grads[1]) if wanted[1] else None,
+        )
+    return grads
+
+
 def _backward_why_not_native(grad: Tensor, features: Tensor, *_: Any) -> str | None:
     return _native_call.why_not_native(features, grad)
+
+
+def _backward_why_not_triton(grad: Tensor, features: Tensor, *_: Any) -> str | None:
+    return _triton_call.why_not_triton(features, grad)
 
 
 def _backward_fake(
@@ -287,6 +337,8 @@ _gradient = register(
     reference=_backward_reference,
     native=_backward_native,
     why_not_native=_backward_why_not_native,
+    triton=_backward_triton,
+    why_not_triton=_backward_why_not_triton,
     fake=_backward_fake,
 )
 _forward = register(
@@ -295,6 +347,8 @@ _forward = register(
     reference=_reference,
     native=_native,
     why_not_native=_why_not_native,
+    triton=_triton,
+    why_not_triton=_why_not_triton,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -310,14 +364,13 @@ def _explain(
     reduce: Reduce | None = None,
 ) -> Explanation:
     flat = _checked(features, prototypes, eps, reduce)
-    reason = _why_not_native(features, flat, scale, eps)
     note = _layout.copy_note("features", features)
     if note is None and flat.ndim == 5:
         channels_last = _layout.layout(features) == "channels_last"
         fits = _layout.is_channels_last if channels_last else _layout.is_channels_first
         if not fits(flat.select(1, 0)):
             note = f"prototypes are copied: strides {flat.stride()} are not the features' layout"
-    return choose("prototype_match", reason, note)
+    return choose(_forward, features, flat, scale, eps, note=note)
 
 
 explainers["prototype_match"] = _explain

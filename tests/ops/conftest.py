@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from fastfss.ops import _native_call
 
@@ -22,12 +21,3 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     core.set_isa(wanted)
     yield request.param
     core.set_isa(core.best_isa())
-
-
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """Memory that torch hands out uninitialised holds NaN: an element nobody writes shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)

@@ -11,7 +11,7 @@ from fastfss.ops import _native_call, dense_match, dense_match_sums, explain
 from fastfss.ops.dense_match import dense_match_reference, dense_match_sums_reference
 from tests.methods.published_ssp import published_self_support
 from tests.published import dcama_attention, pfenet_prior
-from tests.tolerances import assert_close
+from tests.tolerances import assert_at_most_twice_the_error, assert_close
 
 native = pytest.mark.skipif(_native_call.module is None, reason="built without native code")
 BACKENDS = [pytest.param("native", marks=native), "reference"]
@@ -67,11 +67,6 @@ def exact(*tensors: Tensor | None, **options: Any) -> Tensor:
     """dense_match in float64."""
     doubles = [None if t is None else t.double() for t in tensors]
     return dense_match(*doubles, **options, backend="reference")  # type: ignore[arg-type]
-
-
-def assert_at_most_twice_the_error(ours: Tensor, plain: Tensor, wanted: Tensor) -> None:
-    error, bound = ((r.double() - wanted).abs().max() for r in (ours, plain))
-    assert error <= 2 * bound + 1e-6, f"{error:.2e}, plain PyTorch {bound:.2e}"
 
 
 def plain_match(q: Tensor, k: Tensor, v: Tensor, m: Tensor, scale: float) -> Tensor:

@@ -5,6 +5,8 @@ The argument is the backend that must serve the operations on this machine.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,18 @@ def check_operations(wanted: str) -> None:
     print(f"operations: {', '.join(calls)}")
 
 
+def check_kernels() -> None:
+    """The Triton kernels are part of the package, and each loads."""
+    folder = Path(fastfss.__file__).parent / "kernels"
+    stems = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    operations_with_files = set(operations()) - {"dense_match_sums"}
+    assert operations_with_files <= stems, operations_with_files - stems
+    if importlib.util.find_spec("triton") is not None:
+        for stem in stems:
+            importlib.import_module(f"fastfss.kernels.{stem}")
+    print(f"kernels: {len(stems)} files")
+
+
 def check_predict() -> None:
     """Five lines of Python: a square in one image, the same square in another."""
     support, query = torch.zeros(2, 3, 96, 96)
@@ -83,6 +97,7 @@ def main(wanted: str) -> None:
     assert backends["native"].on == (wanted == "native"), backends["native"]
     print(f"fastfss {found.fastfss}, native: {backends['native'].detail}")
     check_operations(wanted)
+    check_kernels()
     check_predict()
 
 

@@ -70,6 +70,16 @@ def test_sdist_holds_all_that_a_build_and_the_tests_need(sources):
         assert not missing
 
 
+def test_sdist_and_wheel_hold_the_kernels_as_files(sources, python_wheel):
+    """In a checkout fastfss/kernels is a link to kernels/."""
+    wanted = {path.name for path in (ROOT / "fastfss" / "kernels").glob("*.py")}
+    assert wanted
+    assert not (sources / "fastfss" / "kernels").is_symlink()
+    assert {path.name for path in (sources / "fastfss" / "kernels").glob("*.py")} == wanted
+    names = zipfile.ZipFile(python_wheel).namelist()
+    assert {Path(n).name for n in names if n.startswith("fastfss/kernels/")} == wanted
+
+
 def test_sdist_holds_nothing_built(sources):
     assert not [path for path in sources.rglob("*") if path.suffix in (".so", ".o", ".pyc")]
 
