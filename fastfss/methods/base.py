@@ -9,16 +9,16 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfss.data import ImageLike, MaskLike, read_image, read_mask
-from fastfss.encoders import Encoder
+from fastfss.encoders import Encoder, load_encoder
 from fastfss.encoders.pointwise import use_pointwise_
-from fastfss.errors import expected
+from fastfss.errors import CheckpointError, expected
 from fastfss.methods.frames import Frame, frame_image, frame_mask, frame_size
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.prediction import Prediction
@@ -26,6 +26,9 @@ from fastfss.methods.shots import Images
 from fastfss.result import Result
 from fastfss.task import Task
 from fastfss.weights import KeyMap, load_into, save_checkpoint
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Model = TypeVar("Model", bound="FewShotSegmenter")
 
@@ -188,6 +191,9 @@ class FewShotSegmenter(nn.Module):
     def load_checkpoint(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Fill the whole model, encoder and head, from a published checkpoint or one of ours.
 
+        The encoder becomes what the file's is: without batch norms where they are folded, without
+        stages that the file does not reach.
+
         Args:
             tensors: key to tensor, as read from the file.
             source: the file, for messages.
@@ -195,10 +201,33 @@ class FewShotSegmenter(nn.Module):
         Raises:
             CheckpointError: missing, unexpected or wrongly shaped entries; nothing is changed then.
         """
-        ignored = [f"encoder.{pattern}" for pattern in self.encoder.ignored_keys]
-        ignored += self.ignored_keys
-        load_into(self, self.own_keys(tensors), ignore=ignored, source=source)
+        own = self.own_keys(tensors)
+        inside = {k.removeprefix("encoder."): t for k, t in own.items() if k.startswith("encoder.")}
+        before = self.encoder
+        # A copy, so that an error leaves the model as it was.
+        encoder = load_encoder(copy.deepcopy(before), inside, source).train(before.training)
+        if not any(parameter.requires_grad for parameter in before.parameters()):
+            encoder.requires_grad_(False)
+        for layer in self.layers:
+            encoder.info(layer)
+        head = {key: tensor for key, tensor in own.items() if not key.startswith("encoder.")}
+        loaded = {f"encoder.{key}": tensor for key, tensor in encoder.state_dict().items()}
+        self.encoder = encoder
+        try:
+            load_into(self, {**head, **loaded}, ignore=self.ignored_keys, source=source)
+        except CheckpointError:
+            self.encoder = before
+            raise
         self.weights_origin = self.head_origin = source
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a model that has been in training no longer counts as random."""
+        if mode and not self.training:
+            self.weights_origin, self.head_origin = (
+                "trained" if origin == "random" else origin
+                for origin in (self.weights_origin, self.head_origin)
+            )
+        return super().train(mode)
 
     # ---- One's own images
 

@@ -105,6 +105,43 @@ def test_a_saved_model_comes_back(method: str, tmp_path: Path) -> None:
 
 
 @every_method
+def test_a_saved_copy_for_inference_comes_back_folded(method: str, tmp_path: Path) -> None:
+    file = tmp_path / "fast.safetensors"
+    fast = model(method).for_inference()
+    fast.save(file)
+    again = create_model(method, size=SIZES.get(method, 97), weights=file)
+    task = fast.fit([picture(1)])
+    query = picture(2)[0]
+    wanted = fast.predict(query, task).scores
+    found = again.predict(query, again.fit([picture(1)])).scores
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@every_method
+def test_a_file_that_does_not_fit_changes_nothing(method: str, tmp_path: Path) -> None:
+    state = {k: t.clone() for k, t in model(method).state_dict().items()}
+    broken = dict(state)
+    name = next(key for key in reversed(broken) if broken[key].ndim > 1)
+    broken[name] = torch.zeros(3)
+    with pytest.raises(ValueError, match="of the wrong shape"):
+        model(method).load_checkpoint(broken, "broken.pth")
+    after = model(method).state_dict()
+    assert all(torch.equal(after[key], tensor) for key, tensor in state.items())
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_head_that_was_trained_is_not_warned_about(recwarn: pytest.WarningsRecorder) -> None:
+    torch.manual_seed(0)
+    trained = create_model("canet", size=33)
+    with pytest.warns(UserWarning, match="the head of CANet has random weights"):
+        trained.fit([picture(1)])
+    recwarn.clear()
+    trained.train()
+    trained.eval().fit([picture(1)])
+    assert not recwarn.list
+
+
+@every_method
 def test_tasks_of_other_methods_are_refused(method: str) -> None:
     other = Task("nobody", {"x": torch.zeros(1, 1)})
     with pytest.raises(ValueError, match=rf"task: expected a task of method '{method}'"):
