@@ -24,7 +24,7 @@ from fastfss.kernels._launch import Maps, cdiv, interpreted, new, power_of_two, 
 @triton.jit
 def _to_rows(
     maps, rows, inverse,
-    channels_u, positions_u, stride_b, stride_c, stride_p, row_stride, eps,
+    channels_u, positions_u, stride_b, stride_c, stride_p, rows_b, rows_p, eps,
     CU: tl.constexpr, PU: tl.constexpr, COPY: tl.constexpr, NORMS: tl.constexpr,
     ADD_EPS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -34,7 +34,7 @@ def _to_rows(
     b = (tl.program_id(0) // blocks).to(tl.int64)
     inside = p < positions
     maps += b * stride_b * CU * PU
-    rows += b * positions * row_stride
+    rows += b * rows_b
     squares = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in tl.range(0, channels, BLOCK_C, num_stages=STAGES):
         c = start + tl.arange(0, BLOCK_C)
@@ -43,7 +43,7 @@ def _to_rows(
         x = tl.load(maps + at, mask=there, other=0.0)
         squares += x.to(tl.float32) * x.to(tl.float32)
         if COPY:
-            tl.store(rows + p[:, None] * row_stride + c[None, :], x, mask=there)
+            tl.store(rows + p[:, None] * rows_p + c[None, :], x, mask=there)
     if NORMS:
         norm = tl.sqrt(tl.sum(squares, axis=1))
         divisor = norm + eps if ADD_EPS else tl.maximum(norm, eps)
@@ -118,7 +118,7 @@ def _launch_to_rows(
     block_c = 16 if interpreted() else min(128, power_of_two(channels, 16))
     _to_rows[(batch * cdiv(positions, block_p),)](
         *(maps.tensor, rows, inverse),
-        *(*maps.sizes, *maps.strides, rows.stride(1) if positions > 1 else channels, eps or 0.0),
+        *(*maps.sizes, *maps.strides, *rows.stride()[:2], eps or 0.0),
         **maps.units,
         COPY=copy,
         NORMS=eps is not None,

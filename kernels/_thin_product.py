@@ -37,8 +37,8 @@ def tile(maps: Maps, elements: int, width: int) -> tuple[int, int]:
 @triton.jit
 def _sum_positions(
     maps, weights, sums, totals,
-    batch, channels_u, positions_u, vectors, part, stride_b, stride_c, stride_p, eps,
-    CU: tl.constexpr, PU: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
+    batch, channels_u, positions_u, vectors, parts, part, stride_b, stride_c, stride_p, eps,
+    CU: tl.constexpr, PU: tl.constexpr, GROUP: tl.constexpr, WHOLE: tl.constexpr,
     MEAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     channels, positions = channels_u * CU, positions_u * PU
@@ -46,9 +46,9 @@ def _sum_positions(
     groups = tl.cdiv(vectors, GROUP)
     pid = tl.program_id(0)
     c = pid % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    split = pid // channel_blocks % SPLITS
-    first = pid // channel_blocks // SPLITS % groups * GROUP
-    b = (pid // channel_blocks // SPLITS // groups).to(tl.int64)
+    split = pid // channel_blocks % parts
+    first = pid // channel_blocks // parts % groups * GROUP
+    b = (pid // channel_blocks // parts // groups).to(tl.int64)
 
     maps += b * stride_b * CU * PU
     weights += (b * vectors + first) * positions
@@ -76,11 +76,12 @@ def _sum_positions(
         if first + k < vectors:
             result = tl.sum(sum_of[k], axis=1)
             at = b * vectors + first + k
-            if SPLITS > 1:
+            if WHOLE:
+                if MEAN:
+                    result *= _inverse(tl.sum(total_of[k], axis=0) + eps)
+            else:
                 at += split.to(tl.int64) * batch * vectors
                 tl.store(totals + at, tl.sum(total_of[k], axis=0))
-            elif MEAN:
-                result *= _inverse(tl.sum(total_of[k], axis=0) + eps)
             tl.store(sums + at * channels + c, result, mask=c < channels)
 
 
@@ -91,14 +92,13 @@ def _inverse(x):
 
 @triton.jit
 def _add_parts(
-    sums, totals, out, rows, channels, eps,
-    SPLITS: tl.constexpr, MEAN: tl.constexpr, BLOCK_C: tl.constexpr,
+    sums, totals, out, parts, rows, channels, eps, MEAN: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     result = tl.zeros([BLOCK_C], tl.float32)
     total = 0.0
-    for split in tl.static_range(SPLITS):
+    for split in range(parts):
         at = split * rows + row
         result += tl.load(sums + at * channels + c, mask=c < channels, other=0.0)
         total += tl.load(totals + at)
@@ -127,10 +127,10 @@ def sum_positions(maps: Maps, weights: Tensor, out: Tensor, eps: float | None = 
     totals = new(out, parts, batch, vectors)
     _sum_positions[(programs * parts,)](
         *(maps.tensor, weights, sums, totals),
-        *(batch, *maps.sizes, vectors, part, *maps.strides, eps or 0.0),
+        *(batch, *maps.sizes, vectors, parts, part, *maps.strides, eps or 0.0),
         **maps.units,
         GROUP=group,
-        SPLITS=parts,
+        WHOLE=parts == 1,
         MEAN=eps is not None,
         BLOCK_C=block_c,
         BLOCK_P=block_p,
@@ -141,8 +141,7 @@ def sum_positions(maps: Maps, weights: Tensor, out: Tensor, eps: float | None = 
         return
     rows, block = batch * vectors, min(1024, power_of_two(channels, 16))
     _add_parts[(rows, cdiv(channels, block))](
-        *(sums, totals, out, rows, channels, eps or 0.0),
-        SPLITS=parts,
+        *(sums, totals, out, parts, rows, channels, eps or 0.0),
         MEAN=eps is not None,
         BLOCK_C=block,
         num_warps=4,
@@ -326,8 +325,10 @@ def spread(
     maps: Maps | None = None,
     along: Tensor | None = None,
 ) -> None:
-    """Into `out`: the outer products of `weights` (B, K, N) with `vectors` (B, K, C), both float32
-    and contiguous; less `along` (B, N) times the maps, where these are given."""
+    """Into `out` (B, C, N): the outer products of `weights` (B, K, N) with `vectors` (B, K, C).
+
+    Both are float32 and contiguous. Where maps are given, `along` (B, N) times these is subtracted.
+    """
     batch, channels, positions = out.tensor.shape
     block_c, block_p = tile(out, 4096, 128)
     grid = (batch * cdiv(channels, block_c) * cdiv(positions, block_p),)

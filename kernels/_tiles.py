@@ -43,3 +43,28 @@ def scaled(products, factor, of_rows, of_columns, NORMALIZE: tl.constexpr):
     if NORMALIZE:
         return products * (of_rows * factor)[:, None] * of_columns[None, :]
     return products * factor
+
+
+@triton.jit
+def logits_of_tile(
+    query, key, query_inverse, key_inverse, order, weights,
+    b, i, row_inside, j, count, queries, keys, channels,
+    query_step, query_row, key_step, key_row, factor,
+    UNIT: tl.constexpr, SELECT: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Logits of queries `i` and selected keys `j`, in units of log 2.
+
+    With them the keys' indices and weights and which of them exist, and the inverse norms of both.
+    """
+    at, weight, inside = chosen_keys(order, weights, b, j, count, keys, SELECT)
+    of_query = tl.full([ROWS], 1.0, tl.float32)
+    of_key = tl.full([COLUMNS], 1.0, tl.float32)
+    if NORMALIZE:
+        of_query = tl.load(query_inverse + b * queries + i, mask=row_inside, other=0.0)
+        of_key = tl.load(key_inverse + b * keys + at, mask=inside, other=0.0)
+    query += b * query_step * UNIT + i[:, None] * (query_row * UNIT)
+    key += b * key_step * UNIT + at[:, None] * (key_row * UNIT)
+    logits = product(query, key, channels, row_inside, inside, ROWS, COLUMNS, DEPTH, PRECISION)
+    logits = scaled(logits, factor, of_query, of_key, NORMALIZE)
+    return logits, at, weight, inside, of_query, of_key

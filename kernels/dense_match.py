@@ -61,16 +61,16 @@ OF_MANY_FLOAT32 = [Config(32, 32, 32, warps=8, stages=2), Config(64, 32, 32, war
 def _match(
     query, key, value, query_inverse, key_inverse, order, weights, counts, sums, totals, tops,
     batch, queries, keys, channels_u, values_u, query_step, query_row, key_step, key_row,
-    value_step, value_row, factor,
+    value_step, value_row, parts, factor,
     UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, SELECT: tl.constexpr, NORMALIZE: tl.constexpr,
-    MAXIMUM: tl.constexpr, ONLINE: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    MAXIMUM: tl.constexpr, ONLINE: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(queries, ROWS)
     pid = tl.program_id(0)
     i = pid % blocks * ROWS + tl.arange(0, ROWS)
-    split = pid // blocks % SPLITS
-    b = (pid // blocks // SPLITS).to(tl.int64)
+    split = pid // blocks % parts
+    b = (pid // blocks // parts).to(tl.int64)
     row_inside = i < queries
     channels, values = channels_u * UNIT, values_u * VALUE_UNIT
     d = tl.arange(0, VALUES)[None, :]
@@ -89,7 +89,7 @@ def _match(
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     result = tl.zeros([ROWS, VALUES], tl.float32)
-    for start in tl.range(split * COLUMNS, count, SPLITS * COLUMNS):
+    for start in tl.range(split * COLUMNS, count, parts * COLUMNS):
         j = start + tl.arange(0, COLUMNS)
         at, weight, inside = chosen_keys(order, weights, b, j, count, keys, SELECT)
         of_key = tl.full([COLUMNS], 1.0, tl.float32)
@@ -137,10 +137,10 @@ def _match(
 
 
 @triton.jit
-def _combine_maxima(tops, out, rows, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+def _combine_maxima(tops, out, parts, rows, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     result = tl.full([BLOCK], float("-inf"), tl.float32)
-    for split in tl.static_range(SPLITS):
+    for split in range(parts):
         top = tl.load(tops + split * rows + i, mask=i < rows, other=0.0)
         result = tl.maximum(result, top, propagate_nan=tl.PropagateNan.ALL)
     # No key: zero.
@@ -150,9 +150,8 @@ def _combine_maxima(tops, out, rows, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _combine(
     sums, totals, tops, out, total_out, top_out,
-    rows, queries, values, out_b, out_c, out_p,
-    ONLINE: tl.constexpr, DIVIDE: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+    parts, rows, queries, values, out_b, out_c, out_p,
+    ONLINE: tl.constexpr, DIVIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(queries, BLOCK_P)
     b = (tl.program_id(0) // blocks).to(tl.int64)
@@ -165,13 +164,13 @@ def _combine(
     top = tl.zeros([BLOCK_P], tl.float32)
     if ONLINE:
         top = tl.full([BLOCK_P], float("-inf"), tl.float32)
-        for split in tl.static_range(SPLITS):
+        for split in range(parts):
             one = tl.load(tops + split * rows + row, mask=inside, other=0.0)
             top = tl.maximum(top, one, propagate_nan=tl.PropagateNan.ALL)
         top = tl.where(top == float("-inf"), 0.0, top)
     total = tl.zeros([BLOCK_P], tl.float32)
     result = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
-    for split in tl.static_range(SPLITS):
+    for split in range(parts):
         at = split * rows + row
         share = tl.full([BLOCK_P], 1.0, tl.float32)
         if ONLINE:
@@ -219,7 +218,7 @@ def maxima(matching: Matching, factor: float, out: Tensor) -> None:
     tops = _launch(matching, factor, configs, values=0, maximum=True)[2]
     block = 16 if interpreted() else 256
     _combine_maxima[(cdiv(batch * queries, block),)](
-        tops, out, batch * queries, SPLITS=len(tops), BLOCK=block, num_warps=4
+        tops, out, len(tops), batch * queries, BLOCK=block, num_warps=4
     )
 
 
@@ -253,10 +252,9 @@ def match(
     block_d = min(128, power_of_two(values, 16))
     _combine[(batch * cdiv(queries, block_p), cdiv(values, block_d))](
         *(sums, partial, partial_tops, out, totals, tops),
-        *(batch * queries, queries, values, *out.stride()),
+        *(len(sums), batch * queries, queries, values, *out.stride()),
         ONLINE=not matching.bounded,
         DIVIDE=divide,
-        SPLITS=len(sums),
         BLOCK_P=block_p,
         BLOCK_D=block_d,
         num_warps=4,
@@ -287,14 +285,13 @@ def _launch(
         *(batch, queries, keys, query.tensor.shape[2] // common, values // value.unit),
         *query.strides_in(common),
         *key.strides_in(common),
-        *(*value.strides, factor),
+        *(*value.strides, parts, factor),
         UNIT=common,
         VALUE_UNIT=value.unit,
         SELECT=matching.selection is not None,
         NORMALIZE=matching.normalize,
         MAXIMUM=maximum,
         ONLINE=not (matching.bounded or maximum),
-        SPLITS=parts,
         PRECISION=precision(dtype),
         ROWS=config.rows,
         COLUMNS=config.columns,

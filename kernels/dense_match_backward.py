@@ -36,7 +36,7 @@ from fastfss.kernels._launch import (
 )
 from fastfss.kernels._matching import Matching
 from fastfss.kernels._rows import Rows
-from fastfss.kernels._tiles import chosen_keys, product, scaled
+from fastfss.kernels._tiles import logits_of_tile, product
 from fastfss.kernels.dense_match import match
 
 # Two tiles of sums at once.
@@ -71,19 +71,12 @@ def _slopes(
     i = first + local
     row_inside = local < rows
     j = column * COLUMNS + tl.arange(0, COLUMNS)
-    at, weight, inside = chosen_keys(order, weights, b, j, count, keys, SELECT)
-
-    query += b * query_step * UNIT + i[:, None] * (query_row * UNIT)
-    key += b * key_step * UNIT + at[:, None] * (key_row * UNIT)
-    logits = product(
-        query, key, channels_u * UNIT, row_inside, inside, ROWS, COLUMNS, DEPTH, PRECISION
-    )
-    of_query = tl.full([ROWS], 1.0, tl.float32)
-    of_key = tl.full([COLUMNS], 1.0, tl.float32)
-    if NORMALIZE:
-        of_query = tl.load(query_inverse + b * queries + i, mask=row_inside, other=0.0)
-        of_key = tl.load(key_inverse + b * keys + at, mask=inside, other=0.0)
-    logits = scaled(logits, factor, of_query, of_key, NORMALIZE)
+    logits, at, weight, inside, of_query, of_key = logits_of_tile(
+        query, key, query_inverse, key_inverse, order, weights,
+        b, i, row_inside, j, count, queries, keys, channels_u * UNIT,
+        query_step, query_row, key_step, key_row, factor,
+        UNIT, SELECT, NORMALIZE, PRECISION, ROWS, COLUMNS, DEPTH,
+    )  # fmt: skip
     row = b * queries + i
     top = tl.load(tops + row, mask=row_inside, other=0.0)
     of_row = tl.load(row_scale + row, mask=row_inside, other=0.0)

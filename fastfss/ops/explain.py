@@ -58,7 +58,7 @@ def explain(operation: str, *args: Any, **kwargs: Any) -> Explanation:
     return explainers[operation](*args, **kwargs)
 
 
-FASTER = {"native": "the native core is faster", "triton": "the Triton kernel is faster"}
+INSTEAD = {"native": "the native core is faster", "triton": "a Triton kernel serves the call"}
 NO_CUDA = "fastfss has no CUDA C++ kernel for this operation yet"
 
 
@@ -68,6 +68,6 @@ def choose(operation: Operation, *args: Any, note: str | None = None) -> Explana
     lacking = {name: reason for name, reason in reasons.items() if reason is not None}
     for name in reasons:
         if name not in lacking:
-            others = {"reference": FASTER[name], **lacking, "cuda": NO_CUDA}
+            others = {"reference": INSTEAD[name], **lacking, "cuda": NO_CUDA}
             return Explanation(operation.name, name, others, note)
     return Explanation(operation.name, "reference", {**lacking, "cuda": NO_CUDA})

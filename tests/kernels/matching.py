@@ -37,4 +37,5 @@ class Size:
 ODD = Size(21, (5, 7), (3, 6), 5)
 LONG = Size(16, (17,), (50,), 1)
 POINT = Size(1, (1, 1), (1, 1), 1)
-SIZES = [POINT, ODD, LONG]
+ONE_POSITION = Size(5, (1,), (1,), 3)
+SIZES = [POINT, ONE_POSITION, ODD, LONG]

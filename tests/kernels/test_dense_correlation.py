@@ -69,6 +69,12 @@ def test_gradients_equal_the_references(device):
         assert_close(mine.cpu(), right)
 
 
+def test_opcheck(device):
+    q = [m.to(device).requires_grad_() for m in maps([4, 3], (3, 2), seed=0)]
+    s = [m.to(device).requires_grad_() for m in maps([4, 3], (2, 5), seed=1)]
+    torch.library.opcheck(torch.ops.fastfss.dense_correlation.default, (q, s, True, 1e-5))
+
+
 # ---- On a GPU, at real sizes
 
 LEVELS = [(2048, 3, 13), (1024, 6, 25), (512, 4, 50)]  # HSNet, ResNet-50 at 400 px
@@ -99,11 +105,3 @@ def test_it_equals_eager_when_compiled(device):
     q, s = ([m.cuda() for m in maps([32, 16], (9, 8), seed=x)] for x in (0, 50))
     compiled = torch.compile(dense_correlation, fullgraph=True)
     assert torch.equal(compiled(q, s), dense_correlation(q, s))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(device, requires_grad):
-    q = [m.cuda().requires_grad_(requires_grad) for m in maps([4, 3], (3, 2), seed=0)]
-    s = [m.cuda().requires_grad_(requires_grad) for m in maps([4, 3], (2, 5), seed=1)]
-    torch.library.opcheck(torch.ops.fastfss.dense_correlation.default, (q, s, True, 1e-5))

@@ -165,6 +165,15 @@ def test_explain_names_triton(device):
     assert "float64" in found.reasons["triton"]
 
 
+def test_opcheck(device):
+    *maps, mask = ODD.maps(torch.float32, device)
+    maps = [m.requires_grad_() for m in maps]
+    ops = torch.ops.fastfss
+    args = (*maps, mask.flatten(1), 2.0, True, "softmax", 1e-8)
+    torch.library.opcheck(ops.dense_match.default, args)
+    torch.library.opcheck(ops.dense_match_sums.default, (*args[:5], 1e-8))
+
+
 # ---- On a GPU, at real sizes
 
 SSP = Size(1024, (60, 60), (60, 60), 1024)
@@ -257,14 +266,3 @@ def test_it_equals_eager_when_compiled(device):
     both = torch.compile(dense_match_sums, fullgraph=True)(*maps, mask)
     for one, other in zip(both, dense_match_sums(*maps, mask), strict=True):
         assert torch.equal(one, other)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(device, requires_grad):
-    *maps, mask = ODD.maps(torch.float32, device)
-    maps = [m.requires_grad_(requires_grad) for m in maps]
-    ops = torch.ops.fastfss
-    args = (*maps, mask.flatten(1), 2.0, True, "softmax", 1e-8)
-    torch.library.opcheck(ops.dense_match.default, args)
-    torch.library.opcheck(ops.dense_match_sums.default, (*args[:5], 1e-8))

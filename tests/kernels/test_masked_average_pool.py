@@ -117,6 +117,13 @@ def test_gradient_of_the_masks_alone(device):
     assert_close(ours.cpu(), wanted)
 
 
+def test_opcheck(device):
+    features = random(1, 6, 4, 5).to(device).requires_grad_()
+    masks = weights(1, 2, 9, 9).to(device).requires_grad_()
+    args = (features, masks, "mask", True, 1e-5)
+    torch.library.opcheck(torch.ops.fastfss.masked_average_pool.default, args)
+
+
 # ---- On a GPU, at real sizes
 
 SIZES = [(1, 1024, "mask"), (16, 1024, "mask"), (4, 512, "features")]
@@ -147,12 +154,3 @@ def test_it_equals_the_published_form_when_compiled(device):
     compiled = torch.compile(masked_average_pool, fullgraph=True)
     wanted = ssp_masked_average_pool(features.double(), masks[:, 0].double())
     assert_close(compiled(features, masks)[:, 0], wanted)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(device, requires_grad):
-    features = random(1, 6, 4, 5).cuda().requires_grad_(requires_grad)
-    masks = weights(1, 2, 9, 9).cuda().requires_grad_(requires_grad)
-    args = (features, masks, "mask", True, 1e-5)
-    torch.library.opcheck(torch.ops.fastfss.masked_average_pool.default, args)
