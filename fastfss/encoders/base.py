@@ -267,11 +267,18 @@ class StagedEncoder(Encoder):
 
     def keep_what_is_in_(self, tensors: Mapping[str, Tensor]) -> None:
         """Drop the deepest maps of which a file holds nothing."""
-        held = [
-            feature.name
-            for feature in self.features
-            if any(key.startswith(f"{p}.") for p in self._stages[feature.name] for key in tensors)
-        ]
+        mine = self.state_dict().keys()
+        held: list[str] = []
+        before = None
+        for feature in self.features:
+            starts = tuple(f"{path}." for path in self._stages[feature.name])
+            # What needs nothing, a pooling, is held together with the map that it is made of.
+            needs = any(key.startswith(starts) for key in mine)
+            if any(key.startswith(starts) for key in tensors) or (
+                not needs and held[-1:] == [before]
+            ):
+                held.append(feature.name)
+            before = feature.name
         # With nothing at all the file is the wrong one, and loading it will say so.
         if held:
             self.truncate_(held[-1])

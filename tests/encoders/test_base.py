@@ -191,3 +191,14 @@ def test_normalization_is_subtract_and_divide_per_channel():
     assert torch.equal(x, torch.full((2, 3, 4, 5), 0.6))
     with pytest.raises(TypeError, match=r"got torch\.uint8"):
         normalization.apply(torch.zeros(3, 4, 4, dtype=torch.uint8))
+
+
+def test_a_map_that_needs_no_weights_is_kept_with_the_one_before_it():
+    whole = create_encoder("blocks_vgg16")
+    tensors = whole.state_dict()
+    whole.keep_what_is_in_(tensors)
+    assert whole.features[-1].name == "pool5"
+    until = {key: t for key, t in tensors.items() if int(key.split(".")[1]) < 24}
+    short = create_encoder("blocks_vgg16")
+    short.keep_what_is_in_(until)
+    assert short.features[-1].name == "conv4_3"
