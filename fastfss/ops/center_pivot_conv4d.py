@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.errors import expected, expected_kind
+from fastfss.ops.explain import Explanation, explainers
 
 # On support grids of at most so many positions a 3 x 3 window covers nearly everything, and one
 # matrix product over all pairs of positions beats a convolution (2 x 2: 16 pairs, 36 taps).
@@ -156,3 +157,22 @@ def _check(
             raise expected(name, f"({outputs},)", str(tuple(tensors[name].shape)))
     if stride < 1:
         raise expected("stride", "at least 1", str(stride))
+
+
+def _explain(
+    x: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    support_weight: Tensor,
+    support_bias: Tensor,
+    *,
+    stride: int = 1,
+) -> Explanation:
+    _check(x, query_weight, query_bias, support_weight, support_bias, stride)
+    lacking = "fastfss has no kernel of its own for this operation yet: it is convolutions of torch"
+    return Explanation(
+        "center_pivot_conv4d", "reference", dict.fromkeys(("native", "triton", "cuda"), lacking)
+    )
+
+
+explainers["center_pivot_conv4d"] = _explain

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastfss.ops import center_pivot_conv4d
+from fastfss.ops import center_pivot_conv4d, explain
 from fastfss.ops.center_pivot_conv4d import center_pivot_conv4d_reference
 from tests.tolerances import assert_close
 
@@ -70,6 +70,19 @@ def test_channels_last_memory_and_views_give_the_same() -> None:
     assert_close(center_pivot_conv4d(last, *rest, stride=2), wanted)
     wide = torch.cat([x, x], dim=5)[..., : x.shape[5]]
     assert_close(center_pivot_conv4d(wide, *rest, stride=2), wanted)
+
+
+def test_explain_says_that_it_is_plain_torch() -> None:
+    found = explain("center_pivot_conv4d", *arguments(1, 4, 4, (3, 3), (2, 2), 3))
+    assert found.backend == "reference"
+    assert set(found.reasons) == {"native", "triton", "cuda"}
+
+
+@pytest.mark.slow
+def test_compiles_into_one_graph() -> None:
+    tensors = arguments(1, 4, 4, (3, 3), (4, 4), 3, torch.float32)
+    compiled = torch.compile(center_pivot_conv4d, fullgraph=True)
+    assert_close(compiled(*tensors, stride=2), center_pivot_conv4d(*tensors, stride=2))
 
 
 def test_the_input_is_not_changed() -> None:
