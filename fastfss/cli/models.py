@@ -34,7 +34,7 @@ def _summary(name: str, card: MethodInfo) -> str:
     facts = {
         "backbones": ", ".join(card.encoders),
         "supports": ", ".join(card.supports),
-        "weights": f"licence of the authors' weights: {card.weights_licence}",
+        "licence of the authors' weights": card.weights_licence,
         "parity": card.parity,
     }
     return "\n".join([*lines, *(f"  {key}: {text}" for key, text in facts.items())])

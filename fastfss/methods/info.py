@@ -64,5 +64,5 @@ class MethodInfo:
     encoders: tuple[str, ...]
     parity: str
     supports: tuple[Support, ...] = ("mask",)
-    weights_licence: str = "none stated by the authors"
+    weights_licence: str = "not known here; ask the authors before passing them on"
     scores: Sequence[PublishedScore] = field(default=())

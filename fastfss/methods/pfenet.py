@@ -17,7 +17,7 @@ from fastfss.encoders import Encoder
 from fastfss.encoders.base import StagedEncoder
 from fastfss.errors import expected, expected_kind
 from fastfss.methods.base import FewShotSegmenter
-from fastfss.methods.info import MethodInfo
+from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.shots import Images, stacked_shots
 from fastfss.ops import dense_match, masked_average_pool
@@ -36,6 +36,14 @@ STRIDE = 8  # images have 8 n + 1 pixels a side, so that every corner is a posit
 
 PASCAL_PYRAMID = (60, 30, 15, 8)
 COCO_PYRAMID = (1.0, 0.5, 0.25, 0.125)
+
+
+# The means that a public listing confirms.
+SCORES = (
+    PublishedScore("PASCAL-5i", "VGG-16", 1, 58.0, source="listing"),
+    PublishedScore("COCO-20i", "VGG-16", 1, 34.1, source="listing"),
+    PublishedScore("COCO-20i", "VGG-16", 5, 37.7, source="listing"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +85,7 @@ class PFENet(FewShotSegmenter):
         venue="TPAMI 2020",
         arxiv="2008.01449",
         encoders=("pfenet_resnet50", "pfenet_resnet101", "pfenet_vgg16_bn"),
+        scores=SCORES,
         parity="seven golden cases: forward, training step, prior alone, letterbox",
     )
     published_keys = KeyMap(
