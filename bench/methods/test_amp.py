@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.compare import compare
+from bench.methods.measuring import measure
 from fastfss import AMP, create_encoder
 from tests.methods.published_amp import published_forward, published_levels
 
@@ -28,23 +28,6 @@ def episode(shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     masks = torch.zeros(1, shots, SIZE, SIZE)
     masks[..., 60:210, 80:230] = 1
     return images, masks, torch.randn(1, 3, SIZE, SIZE, generator=generator), torch.tensor([3])
-
-
-def measure(
-    benchmark: Any, title: str, published: Callable[[], Tensor], ours: Callable[[], Tensor]
-) -> None:
-    """Compare, print, record, and require equal results."""
-    wanted = published()
-    difference = (ours() - wanted).norm() / wanted.norm()
-    forms = {"published": published, "ours": ours}
-    measured = compare(forms, seconds=20, min_rounds=3, caches="warm")
-    benchmark.pedantic(ours, rounds=3)
-    ratio = round(measured.ratio("published", "ours"), 2)
-    benchmark.extra_info.update(
-        measured.as_dict(), ratio=ratio, relative_difference=float(difference)
-    )
-    print(f"\n{title}: {measured}\n  relative difference {difference:.1e}")
-    assert difference < 1e-4
 
 
 def with_row_put_back(model: AMP, function: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -6,14 +6,13 @@ a Task. Weights are random: what is computed does not depend on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.compare import compare
+from bench.methods.measuring import measure
 from fastfss import CANet, create_encoder
 from tests.methods.published_canet import (
     published_canet,
@@ -31,24 +30,6 @@ def episode(shots: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
     mask = torch.zeros(1, SIZE, SIZE)
     mask[:, 60:210, 80:230] = 1
     return list(images[:-1]), [mask] * shots, images[-1]
-
-
-def measure(
-    benchmark: Any, title: str, published: Callable[[], Tensor], ours: Callable[[], Tensor]
-) -> None:
-    """Compare, print, record, and require equal results."""
-    wanted = published()
-    difference = (ours() - wanted).norm() / wanted.norm()
-    forms = {"published": published, "ours": ours}
-    # The slowest published forward takes 6 s, and every round runs each form twice.
-    measured = compare(forms, seconds=20, min_rounds=3, caches="warm")
-    benchmark.pedantic(ours, rounds=3)
-    ratio = round(measured.ratio("published", "ours"), 2)
-    benchmark.extra_info.update(
-        measured.as_dict(), ratio=ratio, relative_difference=float(difference)
-    )
-    print(f"\n{title}: {measured}\n  relative difference {difference:.1e}")
-    assert difference < 1e-4
 
 
 @pytest.mark.parametrize("shots", [1, 5])

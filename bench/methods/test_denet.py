@@ -7,14 +7,13 @@ the encoder, of a query alone and of its support in the published form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.compare import compare
+from bench.methods.measuring import measure
 from fastfss import DENet, Task, create_encoder
 from fastfss.methods.prototypes import upsample
 from tests.methods.published_denet import (
@@ -36,23 +35,6 @@ def episode(shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     masks[..., 60:210, 80:230] = 1
     query = torch.randn(1, 3, SIZE, SIZE, generator=generator)
     return images, masks, query, torch.tensor([[LABEL]])
-
-
-def measure(
-    benchmark: Any, title: str, published: Callable[[], Tensor], ours: Callable[[], Tensor]
-) -> None:
-    """Compare, print, record, and require equal results."""
-    wanted = published()
-    difference = (ours() - wanted).norm() / wanted.norm()
-    forms = {"published": published, "ours": ours}
-    measured = compare(forms, seconds=20, min_rounds=3, caches="warm")
-    benchmark.pedantic(ours, rounds=3)
-    ratio = round(measured.ratio("published", "ours"), 2)
-    benchmark.extra_info.update(
-        measured.as_dict(), ratio=ratio, relative_difference=float(difference)
-    )
-    print(f"\n{title}: {measured}\n  relative difference {difference:.1e}")
-    assert difference < 1e-4
 
 
 @pytest.mark.parametrize("shots", [1, 5])

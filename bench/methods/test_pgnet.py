@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.methods.test_canet import episode, measure
+from bench.methods.measuring import measure
+from bench.methods.test_canet import episode
 from fastfss import PGNet, create_encoder
 from tests.methods.published_canet import published_embedding
 from tests.methods.published_pgnet import published_pgnet, published_pgnet_head
