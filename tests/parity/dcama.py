@@ -12,6 +12,10 @@ from tests.parity.golden import Case, Report, regenerated
 # A key's bias shifts whole softmax rows: its gradient is exactly 0, and stored as rounding.
 ROUNDING = 1e-6
 GRADIENT_TOLERANCE = 1e-3
+# On the 3 x 3 grid of the deepest stage one ReLU within rounding of zero is a hundredth of the
+# gradient: with two threads one of conv1 flips (1.4e-2), with one thread none does (2e-4), and the
+# logits agree to 2e-6 either way.
+FLIP_TOLERANCE = 5e-2
 UNUSED = (
     "feature_extractor.fc.",
     "feature_extractor.norm.",
@@ -74,22 +78,23 @@ def _forward(case: Case, report: Report) -> None:
 
 
 def _train(case: Case, report: Report) -> None:
-    model = _model(case, dropout=0.0).train()
-    images, masks, query, query_mask = case.episode()
-    logits = model(images, masks, query)
-    report.compare("out_logits", logits, case["out_logits"])
-    loss = model.loss(logits, query_mask)
-    report.compare("loss", loss, case["loss"])
-    loss.backward()
-    keys = [str(key) for key in case["grad_norm_keys"]]
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    assert set(trained) == set(keys)
-    for key, wanted in zip(keys, case["grad_norms"], strict=True):
-        gradient = trained[key].grad
-        assert gradient is not None
-        if key.endswith("linears.1.bias"):
-            assert float(gradient.norm()) < ROUNDING and wanted < ROUNDING
-            continue
-        report.compare(
-            f"grad_{key}", gradient.double().norm(), wanted, tolerance=GRADIENT_TOLERANCE
-        )
+    # In float64 no ReLU flips whatever the order of sums; float32 runs our own kernels.
+    for dtype, tolerance in ((torch.float64, GRADIENT_TOLERANCE), (torch.float32, FLIP_TOLERANCE)):
+        model = _model(case, dropout=0.0).train().to(dtype)
+        images, masks, query, query_mask = case.episode()
+        logits = model([image.to(dtype) for image in images], masks, query.to(dtype))
+        report.compare(f"out_logits {dtype}", logits, case["out_logits"])
+        loss = model.loss(logits, query_mask)
+        report.compare(f"loss {dtype}", loss, case["loss"])
+        loss.backward()
+        keys = [str(key) for key in case["grad_norm_keys"]]
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        assert set(trained) == set(keys)
+        for key, wanted in zip(keys, case["grad_norms"], strict=True):
+            gradient = trained[key].grad
+            assert gradient is not None
+            if key.endswith("linears.1.bias"):
+                assert float(gradient.norm()) < ROUNDING and wanted < ROUNDING
+                continue
+            norm = gradient.double().norm()
+            report.compare(f"grad_{key} {dtype}", norm, wanted, tolerance=tolerance)
