@@ -134,12 +134,12 @@ class HSNet(FewShotSegmenter):
         maps = self.pyramid(query)
         batch = query.shape[0]
         supports = {
-            name: torch.cat([self._support(one, name, maps[name]) for one in tasks], dim=1)
+            name: _joined([self._support(one, name, maps[name]) for one in tasks])
             for name in self.layers
         }
         for stride in STRIDES:
             masks = [one.tensors[f"mask.{stride}"] for one in tasks]
-            supports[f"mask.{stride}"] = torch.cat([m.expand(batch, -1, -1, -1) for m in masks], 1)
+            supports[f"mask.{stride}"] = _joined([m.expand(batch, -1, -1, -1) for m in masks])
         count = supports[self.layers[0]].shape[1]
         together = max(1, (self.memory_mib << 20) // self._bytes(maps, supports))
         parts = []
@@ -147,7 +147,9 @@ class HSNet(FewShotSegmenter):
             part = {name: one[:, start : start + together] for name, one in supports.items()}
             taken = part[self.layers[0]].shape[1]
             low = self.match(
-                {n: m.repeat_interleave(taken, dim=0) for n, m in maps.items()},
+                maps
+                if taken == 1
+                else {n: m.repeat_interleave(taken, dim=0) for n, m in maps.items()},
                 {n: s.flatten(0, 1) for n, s in part.items()},
             )
             large = F.interpolate(low, size, mode="bilinear", align_corners=True)
@@ -216,3 +218,8 @@ class HSNet(FewShotSegmenter):
         )
         first = query[self.layers[0]]
         return pairs * first.shape[0] * first.element_size()
+
+
+def _joined(ways: list[Tensor]) -> Tensor:
+    """The shots (B, K, ...) of all ways; not copied for one way."""
+    return ways[0] if len(ways) == 1 else torch.cat(ways, dim=1)
