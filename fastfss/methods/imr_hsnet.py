@@ -186,18 +186,14 @@ class IMRHSNet(LevelPyramid):
         maps = self.pyramid(query)
         batch = query.shape[0]
         supports = self.support_maps(tasks, maps, ["middle", "map"])
+        grids = [tuple(side[self.layers[0]].shape[-2:]) for side in (maps, supports)]
+        if grids[0] != grids[1]:
+            wanted = f"maps of the query's grid {grids[0]}"
+            raise expected("task", wanted, f"{grids[1]}")
         shots = [one.shots for one in tasks]
-        # (B, shots of all ways, h, w)
-        activations = torch.cat(
-            [
-                one.expand(-1, count, -1, -1)
-                for one, count in zip(
-                    self._query_maps(query_map, maps, len(tasks)).split(1, dim=1),
-                    shots,
-                    strict=True,
-                )
-            ],
-            dim=1,
+        ways = self._query_maps(query_map, maps, len(tasks)).unbind(1)
+        activations = torch.stack(  # (B, shots of all ways, h, w)
+            [way for way, count in zip(ways, shots, strict=True) for _ in range(count)], dim=1
         )
         queries = maps | {"middle": self.middle(maps)}
         # Both directions of a pair.
