@@ -6,8 +6,9 @@
 Inputs rotate through more memory than the L2 holds, so every call finds its inputs cold. Two times
 are taken of ours: replayed in a CUDA graph, which is the GPU's work alone and is what bandwidth and
 rate are computed from, and called one by one, as the published form is, which is not capturable
-where it waits for the GPU. Where a kernel in CUDA C++ serves, Triton's is timed beside it. Medians; the two ceilings, a copy and a matrix product in bfloat16, are
-measured in the same run. Every result is compared with the published form before it is timed.
+where it waits for the GPU. Where a kernel in CUDA C++ serves, Triton's is timed beside it. All are
+medians; the two ceilings, a copy and a matrix product in bfloat16, are measured in the same run.
+Every result is compared with the published form before it is timed.
 """
 
 from __future__ import annotations
