@@ -14,11 +14,10 @@ import fastfss
 from fastfss import Task, create_model, list_models
 from fastfss.cli import main
 from fastfss.methods import FewShotSegmenter
+from tests.methods.options import OPTIONS
 
 # Small, to be quick; PFENet wants 8 n + 1 pixels, DCAMA a multiple of 32.
 SIZES = {"dcama": 96}
-# IMR-HSNet takes an activation map of every query's label; here there are masks and no labels.
-OPTIONS = {"imr-hsnet": {"query_map": "uniform"}}
 every_method = pytest.mark.parametrize("method", list_models())
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*random weights.*:UserWarning")
