@@ -148,6 +148,46 @@ def read_labels(mask: Path) -> npt.NDArray[np.uint8]:
     return read_label_map(mask).numpy().astype(np.uint8)
 
 
+def read_index_pair(image: Path, mask: Path) -> Scanned:
+    """Count the values of a grey or palette mask, as published loaders read it.
+
+    A palette's indices count, not its colours; no EXIF rotation is applied to either file.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is named; a mask of another mode is refused.
+    """
+    with decoding(f"mask '{mask}'"), Image.open(mask) as opened:
+        mode, size = opened.mode, (opened.height, opened.width)
+        counts = opened.histogram() if mode in ("L", "P") else []
+    if not counts:
+        raise _not_indices(mask, mode)
+    with decoding(f"image '{image}'"), Image.open(image) as opened:
+        own = (opened.height, opened.width)
+    _check_equal(image, own, mask, size)
+    return Scanned(size, {label: count for label, count in enumerate(counts) if count})
+
+
+def read_indices(mask: Path) -> npt.NDArray[np.uint8]:
+    """Read the values that `read_index_pair` counts, (H, W) in memory of their own."""
+    with decoding(f"mask '{mask}'"), Image.open(mask) as opened:
+        mode = opened.mode
+        values = np.array(opened, dtype=np.uint8) if mode in ("L", "P") else None
+    if values is None:
+        raise _not_indices(mask, mode)
+    return values
+
+
+def read_rgb(image: Path) -> npt.NDArray[np.uint8]:
+    """Read an image as published loaders do, (H, W, 3): RGB, without EXIF rotation."""
+    with decoding(f"image '{image}'"), Image.open(image) as opened:
+        return np.array(opened.convert("RGB"))
+
+
+def _not_indices(mask: Path, mode: str) -> ValueError:
+    wanted = "a grey or palette image whose values are classes"
+    return expected(f"mask '{mask}'", wanted, f"mode {mode}")
+
+
 def cache_folder() -> Path:
     """The folder for what can be made again: FASTFSS_CACHE, or fastfss in the user's cache."""
     if own := os.environ.get("FASTFSS_CACHE"):
@@ -167,7 +207,10 @@ def image_size(image: Path) -> tuple[int, int]:
 
 
 def _check_size(image: Path, size: tuple[int, int], mask: Path) -> None:
-    own = image_size(image)
+    _check_equal(image, image_size(image), mask, size)
+
+
+def _check_equal(image: Path, own: tuple[int, int], mask: Path, size: tuple[int, int]) -> None:
     if own != size:
         wanted = f"{own[0]} rows x {own[1]} columns as its image '{image}' has"
         raise expected(f"mask '{mask}'", wanted, f"{size[0]} x {size[1]}")
