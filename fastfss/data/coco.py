@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ class OverlappingMasks(MaskSet):
                 self._starts.append(start)
                 start += len(line)
         self.items = tuple(items)
-        self._entry = lru_cache(maxsize=64)(self._read_entry)
+        self._last: tuple[int, Any] = -1, None
 
     def image(self, number: int) -> Tensor:
         """As `MaskSet.image`."""
@@ -175,7 +174,12 @@ class OverlappingMasks(MaskSet):
         assert size is not None
         return size
 
-    def _read_entry(self, number: int) -> Any:
-        with self._path.open("rb") as file:
-            file.seek(self._starts[number])
-            return json.loads(file.readline())
+    def _entry(self, number: int) -> Any:
+        """An image's line; the last one is kept, for its classes are asked for one by one."""
+        kept, entry = self._last
+        if kept != number:
+            with self._path.open("rb") as file:
+                file.seek(self._starts[number])
+                entry = json.loads(file.readline())
+            self._last = number, entry
+        return entry

@@ -31,6 +31,8 @@ _ORIENTATION = 274  # EXIF
 # A killed scan loses at most what it has read since.
 _SECONDS_BETWEEN_SAVES = 20.0
 _AT_ONCE = 256
+# So many are enough to see what is wrong with a set.
+_MOST_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,19 @@ def scan(
         One for each pair, in order.
 
     Raises:
-        FileNotFoundError: a file is not there; it is named.
-        ValueError: an image or mask is unreadable, or their sizes differ; it is named.
+        FileNotFoundError: files are not there; the first are named.
+        ValueError: images or masks are unreadable, or sizes differ; the first are named.
     """
     known = _Kept(root, key)
-    stamps = [_stamp(root, pair) for pair in pairs]
+    problems: list[Exception] = []
+    stamps: list[Stamp] = []
+    for pair in pairs:
+        try:
+            stamps.append(_stamp(root, pair))
+        except OSError as error:
+            problems.append(error)
+            _raise_from(problems, _MOST_PROBLEMS)
+    _raise_from(problems)
     found: list[Scanned | None] = [
         known.get(pair, stamp) for pair, stamp in zip(pairs, stamps, strict=True)
     ]
@@ -92,16 +102,23 @@ def scan(
     if progress is not None:
         progress(len(pairs) - len(missing), len(pairs))
 
-    def one(number: int) -> tuple[int, Scanned]:
-        return number, read(root / pairs[number].image, root / pairs[number].mask)
+    def one(number: int) -> tuple[int, Scanned | Exception]:
+        try:
+            return number, read(root / pairs[number].image, root / pairs[number].mask)
+        except (OSError, ValueError) as error:
+            return number, error
 
     saved, done = time.monotonic(), len(pairs) - len(missing)
     try:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             for part in _chunks(missing, _AT_ONCE):
                 for number, scanned in pool.map(one, part):
+                    if isinstance(scanned, Exception):
+                        problems.append(scanned)
+                        continue
                     found[number] = scanned
                     known.add(pairs[number], stamps[number], scanned)
+                _raise_from(problems, _MOST_PROBLEMS)
                 done += len(part)
                 if progress is not None:
                     progress(done, len(pairs))
@@ -110,6 +127,7 @@ def scan(
                     saved = time.monotonic()
     finally:
         known.save()
+    _raise_from(problems)
     return [scanned for scanned in found if scanned is not None]
 
 
@@ -204,6 +222,16 @@ def image_size(image: Path) -> tuple[int, int]:
     with decoding(f"image '{image}'"), Image.open(image) as opened:
         turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return (opened.width, opened.height) if turned else (opened.height, opened.width)
+
+
+def _raise_from(problems: Sequence[Exception], least: int = 1) -> None:
+    """Raise one error for all problems if there are so many."""
+    if len(problems) < least:
+        return
+    if len(problems) == 1:
+        raise problems[0]
+    kind = FileNotFoundError if isinstance(problems[0], FileNotFoundError) else ValueError
+    raise kind("; ".join(str(problem) for problem in problems[:_MOST_PROBLEMS]))
 
 
 def _check_size(image: Path, size: tuple[int, int], mask: Path) -> None:

@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
-from fastfss.data.index import read_rgb
+from fastfss.data.index import read_labels, read_rgb
 from fastfss.data.pixels import decoding
 from fastfss.errors import expected
 
@@ -50,7 +51,7 @@ class Video:
         mask has 1 bit, every value but 0 is object 1.
 
         Raises:
-            ValueError: the frame has no mask, or it is no grey or palette image.
+            ValueError: the frame has no mask, or it is in colours.
         """
         if number not in self.annotations:
             have = f"{len(self.annotations)} of {len(self.frames)} frames have one"
@@ -191,9 +192,7 @@ def _video(name: str, frames: Path, masks: Path, joined: bool) -> Video:
     return Video(name, tuple(files), annotations, joined)
 
 
-def _read(mask: Path) -> tuple[np.ndarray, str]:
+def _read(mask: Path) -> tuple[npt.NDArray[np.uint8], str]:
     with decoding(f"mask '{mask}'"), Image.open(mask) as opened:
         mode = opened.mode
-        if mode in ("1", "L", "P"):
-            return np.array(opened, dtype=np.uint8), mode
-    raise expected(f"mask '{mask}'", "a 1-bit, grey or palette image", f"mode {mode}")
+    return read_labels(mask), mode
