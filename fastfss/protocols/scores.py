@@ -154,9 +154,9 @@ class _Parts:
 
     def _class_iou(self, weights: Floats) -> Floats:
         own, union = weights @ self.own, weights @ self.union
-        if self.figure in ("fold", "pfenet"):
-            return 100 * own / np.maximum(union, 1)
-        iou: Floats = np.where(union > 0, 100 * own / np.maximum(union, 1), np.nan)
+        iou: Floats = 100 * own / np.maximum(union, 1)
+        if self.figure not in ("fold", "pfenet"):
+            iou[union == 0] = np.nan
         return iou
 
     def _masks(self) -> list[Floats]:
