@@ -165,9 +165,8 @@ class OverlappingMasks(MaskSet):
         coder: Any = import_extra(
             "pycocotools.mask", extra="data", purpose="Reading COCO's overlapping masks"
         )
-        return torch.from_numpy(
-            coder.decode({"size": entry["size"], "counts": entry["counts"][str(cls)]})
-        )
+        run = {"size": entry["size"], "counts": entry["counts"][str(cls)]}
+        return torch.from_numpy(coder.decode(run)).contiguous()
 
     def _size(self, number: int) -> tuple[int, int]:
         size = self.items[number].size
