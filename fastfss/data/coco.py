@@ -122,6 +122,7 @@ class OverlappingMasks(MaskSet):
 
     name = "coco"
     ignores = False
+    overlaps = True
 
     def __init__(self, root: Path, path: Path, images: str) -> None:
         self.root, self.classes, self._path = root, COCO_CLASSES, path
