@@ -162,7 +162,7 @@ class Convolution {
     const bool norm = args_.norm_weight.data != nullptr;
     // Taps over the query are next to each other in a copy of the positions that are left, padded
     // with zeros; a cache line of the original would give one tap of few channels each.
-    window_ = pruned_ && inputs_ * static_cast<int64_t>(sizeof(T)) < 64;
+    window_ = pruned_ && inputs_ * static_cast<int64_t>(sizeof(T)) <= 64;
     std::vector<Moments> moments(norm ? batch_ * query_height_ : 0, Moments(outputs_));
     if (window_) pack_window();
     parallel_for(batch_ * query_height_, args_.threads, [&](int64_t begin, int64_t end) {
@@ -194,17 +194,16 @@ class Convolution {
     Buffer<Element> to(vectors_ * kWidth * taps * inputs_);
     const T* from = weight.as<const T>();
     in_groups<kMostVectors>(vectors_, [&](int64_t first, int vectors) {
-      Element* at = to.get() + first * kWidth * taps * inputs_;
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        for (int64_t unit = 0; unit < units_; ++unit) {
-          for (int64_t lane = 0; lane < vectors * kWidth; ++lane) {
-            const int64_t o = first * kWidth + lane;
-            for (int part = 0; part < kPerUnit; ++part) {
-              const int64_t i = unit * kPerUnit + part;
-              const float value =
-                  o < outputs_ ? to_float(from[(o * inputs_ + i) * taps + tap]) : 0.0f;
-              *at++ = from_float<Element>(value);
-            }
+      // Read as they lie, kWidth outputs at a time: written in order, every read is a cache miss.
+      const int64_t row = vectors * kWidth * kPerUnit;
+      Element* group = to.get() + first * kWidth * taps * inputs_;
+      for (int64_t lane = 0; lane < vectors * kWidth; ++lane) {
+        const int64_t o = first * kWidth + lane;
+        const T* weights = from + o * inputs_ * taps;
+        for (int64_t i = 0; i < inputs_; ++i) {
+          Element* at = group + i / kPerUnit * row + lane * kPerUnit + i % kPerUnit;
+          for (int64_t tap = 0; tap < taps; ++tap, at += units_ * row) {
+            *at = from_float<Element>(o < outputs_ ? to_float(*weights++) : 0.0f);
           }
         }
       }
@@ -330,9 +329,8 @@ class Convolution {
     const int64_t begin = first * kWidth;
     const int64_t used = std::min<int64_t>(kStride, outputs_ - begin);
     const int64_t position = height_ * width_ * outputs_;  // from one query position to the next
-    const int64_t place = ((b * query_height_ + query_row) * query_width_) * position +
-                          (row * width_ + column) * outputs_ + begin;
-    start<kStride>(sums, begin, used, place, position);
+    const int64_t place = (row * width_ + column) * outputs_ + begin;
+    start<kStride>(sums, begin, used, offset(args_.start, b, query_row) + place, position);
     const auto& segments = work.segments;
     for (std::size_t from = 0; from < segments.size();) {
       std::size_t to = from;
@@ -348,10 +346,14 @@ class Convolution {
       from = to;
     }
     if (moments != nullptr) add_moments<V>(sums, begin, used, *moments);
-    Out* out = args_.out.as<Out>() + place;
+    Out* out = args_.out.as<Out>() + offset(args_.out, b, query_row) + place;
     for (int64_t a = 0; a < query_width_; ++a, out += position) {
       write(sums + a * kStride, used, out);
     }
+  }
+
+  static int64_t offset(const TensorView& view, int64_t b, int64_t query_row) {
+    return b * view.stride[0] + query_row * view.stride[1];
   }
 
   template <int64_t kStride>

@@ -17,8 +17,9 @@ struct CenterPivotConv4dArgs {
   TensorView support_weight;  // [O, I, k, k] contiguous, the same dtype
   TensorView query_weight;    // likewise
   TensorView bias;            // [O] float32 contiguous
-  TensorView start;           // [B, ha, wa, hc, wc, O] float32 contiguous: added; or null
-  TensorView out;             // the same shape, contiguous, x's dtype or float32; may be start
+  TensorView start;           // [B, ha, wa, hc, wc, O] float32: added; or null. B and ha may lie
+                              // apart, what is inside is contiguous
+  TensorView out;             // likewise, x's dtype or float32; may be start. With a norm, contiguous
   TensorView norm_weight;     // [O] float32: group norm and ReLU; or null
   TensorView norm_bias;       // likewise
   int64_t stride = 1;
