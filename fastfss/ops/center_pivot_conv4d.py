@@ -18,7 +18,12 @@ from torch import Tensor
 
 from fastfss.errors import expected, expected_kind
 from fastfss.ops import _native_call, _triton_call
-from fastfss.ops._center_pivot_torch import convolutions, gradients, normed_convolutions
+from fastfss.ops._center_pivot_torch import (
+    convolutions,
+    gradients,
+    group_norm4d,
+    normed_convolutions,
+)
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
 
@@ -102,7 +107,7 @@ def center_pivot_block(
     eps: float = 1e-5,
     backend: Backend = "auto",
 ) -> Tensor:
-    """`center_pivot_conv4d`, group norm over both grids and ReLU in one; without a gradient.
+    """`center_pivot_conv4d`, group norm over both grids and ReLU: in one, or for gradients apart.
 
     Args:
         x, query_weight, query_bias, support_weight, support_bias, stride, backend: as in
@@ -117,7 +122,6 @@ def center_pivot_block(
 
     Raises:
         TypeError, ValueError, NotImplementedError: as center_pivot_conv4d.
-        RuntimeError: from torch, if it is differentiated.
 
     Example:
         >>> x, weight, bias = torch.ones(1, 2, 3, 3, 5, 4), torch.ones(8, 2, 3, 3), torch.ones(8)
@@ -126,8 +130,12 @@ def center_pivot_block(
     """
     _check(x, query_weight, query_bias, support_weight, support_bias, stride)
     _check_norm(x, query_weight.shape[0], norm_weight, norm_bias, groups)
-    weights = query_weight, query_bias, support_weight, support_bias, norm_weight, norm_bias
-    result: Tensor = block_operation(backend, x, *weights, stride, groups, eps)
+    weights = query_weight, query_bias, support_weight, support_bias
+    norm = norm_weight, norm_bias
+    if torch.is_grad_enabled() and any(one.requires_grad for one in (x, *weights, *norm)):
+        convolved = operation(backend, x, *weights, stride)
+        return group_norm4d(convolved, *norm, groups, eps).relu()
+    result: Tensor = block_operation(backend, x, *weights, *norm, stride, groups, eps)
     return result
 
 
