@@ -17,8 +17,8 @@ PUBLIC = {
         create_encoder create_model list_encoders list_models model_info
     """,
     fastfss.ops: """
-        Explanation center_pivot_conv4d dense_correlation dense_match dense_match_sums explain
-        masked_average_pool prototype_match
+        Explanation center_pivot_block center_pivot_conv4d dense_correlation dense_match
+        dense_match_sums explain masked_average_pool prototype_match
     """,
     fastfss.methods: """
         AMP CANet ClassLogits DCAMA DENet FewShotSegmenter GraphConfig HSNet IMRHSNet IMROutput
