@@ -55,8 +55,11 @@ def _model(case: Case) -> GuidedSegmenter:
     options = {}
     if GUIDED_NETWORKS[name].options.get("shared", True) and name.startswith("cofeat-late"):
         options["legacy_short_circuit"] = True
-    model = create_model(name, **options)
+    # Without memory, so that 185 million weights are not drawn twice; load_into misses none.
+    with torch.device("meta"):
+        model = create_model(name, **options)
     assert isinstance(model, GuidedSegmenter)
+    model.to_empty(device="cpu")
     weights = case.weights()
     rename = model.published_keys.to_ours
     load_into(model, weights, rename=rename, source=case.path.name)
