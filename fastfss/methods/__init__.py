@@ -12,6 +12,7 @@ from fastfss.methods.fcn32s import FCN32s
 from fastfss.methods.guided import GuidedEarly, GuidedLate, GuidedSegmenter
 from fastfss.methods.guided_networks import GUIDED_NETWORKS, PublishedNetwork, published_state
 from fastfss.methods.hsnet import HSNet
+from fastfss.methods.imr_hsnet import IMRHSNet, IMROutput
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.interactive import InteractiveEarly, InteractiveLate
 from fastfss.methods.latent_classes import LatentClasses, MiningConfig
@@ -44,6 +45,8 @@ __all__ = [
     "GuidedLate",
     "GuidedSegmenter",
     "HSNet",
+    "IMRHSNet",
+    "IMROutput",
     "InteractiveEarly",
     "InteractiveLate",
     "LatentClasses",

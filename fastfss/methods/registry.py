@@ -18,6 +18,7 @@ from fastfss.methods.fcn32s import FCN32s
 from fastfss.methods.guided import GuidedEarly, GuidedLate
 from fastfss.methods.guided_networks import GUIDED_NETWORKS
 from fastfss.methods.hsnet import HSNet
+from fastfss.methods.imr_hsnet import IMRHSNet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.interactive import InteractiveEarly, InteractiveLate
 from fastfss.methods.mlc import MLC
@@ -37,6 +38,7 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     GuidedEarly,
     GuidedLate,
     HSNet,
+    IMRHSNet,
     InteractiveEarly,
     InteractiveLate,
     MLC,
