@@ -98,7 +98,7 @@ def test_an_annotation_is_weighted_with_the_mean_over_the_colours(thin: FCNVGG) 
     assert thin(torch.zeros(1, 5, 40, 40), ["fc6"])["fc6"].shape == (1, 256, 1, 1)
     with pytest.raises(ValueError, match=r"images: expected \(B, 5, H, W\), got \(1, 3, 40, 40\)"):
         thin(torch.zeros(1, 3, 40, 40))
-    with pytest.raises(ValueError, match="channels: expected a positive number, .* got 2 beside 2"):
+    with pytest.raises(ValueError, match=r"channels: expected a positive number.* got 2 beside 2"):
         thin.annotate_(2)
     again = create_encoder(thin.name, **thin.options)
     again.load_state_dict(thin.state_dict())
