@@ -47,6 +47,7 @@ class FewShotSegmenter(nn.Module):
             that are left out.
         frame: how `fit` and `predict` bring images to `size`.
         default_size: `size` where none is given.
+        few_shot: whether a support may be another image than the query.
         encoder: the backbone.
         layers: the feature maps that the method reads.
         size: the pixels to which `fit` and `predict` bring images: of the longer side, or of both
@@ -60,6 +61,7 @@ class FewShotSegmenter(nn.Module):
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     frame: ClassVar[Frame] = "aspect"
     default_size: ClassVar[int | None] = None
+    few_shot: ClassVar[bool] = True
 
     def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
         super().__init__()
