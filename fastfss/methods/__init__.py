@@ -8,6 +8,7 @@ from fastfss.methods.canet import CANet
 from fastfss.methods.class_rows import ClassLogits
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
+from fastfss.methods.features import Features
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.imr_hsnet import IMRHSNet, IMROutput
 from fastfss.methods.info import MethodInfo, PublishedScore
@@ -33,6 +34,7 @@ __all__ = [
     "CANet",
     "ClassLogits",
     "DENet",
+    "Features",
     "FewShotSegmenter",
     "GraphConfig",
     "HSNet",
