@@ -57,6 +57,7 @@ def build_app() -> typer.Typer:
     from fastfss.cli.models import models
     from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
+    from fastfss.cli.train import train
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -71,6 +72,7 @@ def build_app() -> typer.Typer:
     app.command()(models)
     app.command()(demo)
     app.command()(env)
+    app.command()(train)
     return app
 
 
