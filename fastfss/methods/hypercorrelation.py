@@ -70,14 +70,16 @@ class CenterPivotConv4d(nn.Module):
         self,
         x: Tensor,  # (B, I, ha, wa, hb, wb)
     ) -> Tensor:  # (B, O, ha, wa, hb / stride, wb / stride)
-        """Apply the convolution."""
+        """Apply the convolution; under autocast in its dtype, as PyTorch's convolutions."""
         assert self.conv1.bias is not None and self.conv2.bias is not None
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         return center_pivot_conv4d(
-            x,
-            self.conv1.weight,
-            self.conv1.bias,
-            self.conv2.weight,
-            self.conv2.bias,
+            x.to(dtype),
+            self.conv1.weight.to(dtype),
+            self.conv1.bias.to(dtype),
+            self.conv2.weight.to(dtype),
+            self.conv2.bias.to(dtype),
             stride=self.stride,
         )
 

@@ -61,7 +61,18 @@ class Operation:
         return getattr(torch.ops.fastfss, self.name).default(*args)
 
     def dispatch(self, *args: Any) -> Any:
-        """Run by the backend that serves the call, else by the reference."""
+        """Run by the backend that serves the call, else by the reference.
+
+        Autocast ends here: inside, the reference would take sums in half precision that it means to
+        take in float32, where 1 / 1e-5 is infinite.
+        """
+        device = next(arg.device.type for arg in args if isinstance(arg, torch.Tensor))
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._dispatch(*args)
+        return self._dispatch(*args)
+
+    def _dispatch(self, *args: Any) -> Any:
         for implementation in self.fast.values():
             if implementation.why_not(*args) is None:
                 return implementation.run(*args)

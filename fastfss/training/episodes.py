@@ -137,7 +137,7 @@ class EpisodeDataset(Dataset[Batch]):
         def stacked(tensors: Sequence[Tensor], like: Tensor) -> Tensor:  # (1, W, K, ...)
             if not tensors:
                 return like.new_empty((1, ways, 0, *like.shape))
-            return torch.stack(list(tensors)).unflatten(0, (1, ways, shots))
+            return torch.stack(list(tensors)).view(1, ways, shots, *like.shape)
 
         batch = Batch(
             support=stacked([seen.image for seen in supports], query.image),

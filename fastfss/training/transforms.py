@@ -156,8 +156,8 @@ def rotate(image: Tensor, maps: Tensor, degrees: float) -> Pair:
 def blur(image: Tensor) -> Tensor:
     """A Gaussian of 5 x 5 pixels; borders are mirrored."""
     places = torch.arange(-2.0, 3.0)
-    weights = torch.exp(-(places**2) / (2 * _BLUR_SIGMA**2))
-    weights = (weights / weights.sum()).tolist()
+    kernel = torch.exp(-(places**2) / (2 * _BLUR_SIGMA**2))
+    weights: list[float] = (kernel / kernel.sum()).tolist()
     for axis in (1, 2):
         spread = (2, 2, 0, 0) if axis == 2 else (0, 0, 2, 2)
         padded = F.pad(image[None], spread, mode="reflect")[0]
