@@ -66,7 +66,8 @@ class Operation:
         Autocast ends here: inside, the reference would take sums in half precision that it means to
         take in float32, where 1 / 1e-5 is infinite.
         """
-        device = next(arg.device.type for arg in args if isinstance(arg, torch.Tensor))
+        first = args[0][0] if isinstance(args[0], list | tuple) else args[0]
+        device = first.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self._dispatch(*args)

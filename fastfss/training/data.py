@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 from torch.utils.data import Sampler as BatchSampler
 
-from fastfss.data.sets import MaskSet, open_set
+from fastfss.data.sets import Item, MaskSet, open_set
 from fastfss.errors import expected
 from fastfss.training.episodes import ClassSplit
 from fastfss.training.recipe import DataConfig, Recipe
@@ -152,15 +152,19 @@ def _index(
     found = {number: [n for n in index[number] if n in allowed] for number in classes}
     if not config.minimum_share:
         return found
-    areas: dict[int, int] = {}
-    for number in {n for members in found.values() for n in members}:
-        with Image.open(images.items[number].image) as image:
-            areas[number] = image.width * image.height
+    areas = {n: _area(images.items[n]) for n in {n for members in found.values() for n in members}}
 
     def covers(number: int, image: int) -> bool:
         return images.items[image].pixels[number] >= config.minimum_share * areas[image]
 
     return {number: [n for n in members if covers(number, n)] for number, members in found.items()}
+
+
+def _area(item: Item) -> int:
+    if item.size is not None:
+        return item.size[0] * item.size[1]
+    with Image.open(item.image) as image:
+        return image.width * image.height
 
 
 def _held_out(

@@ -21,7 +21,8 @@ from torch import Tensor
 from fastfss.atomic import write_text_atomically
 from fastfss.data.sets import MaskSet
 from fastfss.encoders import Encoder
-from fastfss.errors import expected
+from fastfss.encoders.base import StagedEncoder
+from fastfss.errors import expected, expected_kind
 from fastfss.methods import FewShotSegmenter
 from fastfss.training.transforms import resize_square
 
@@ -187,7 +188,7 @@ def check_frozen(model: FewShotSegmenter) -> None:
         raise expected("cache.maps", wanted, came)
 
 
-class CachedEncoder(Encoder):
+class CachedEncoder(StagedEncoder):
     """Stands in for an encoder during training: gives the maps of a batch, by their rows.
 
     An image is a tensor (3, H, W) that holds its row in every pixel, so that a method's forward
@@ -195,7 +196,7 @@ class CachedEncoder(Encoder):
     """
 
     def __init__(self, inner: Encoder) -> None:
-        super().__init__(inner.name, inner.features, inner.normalization)
+        super().__init__(inner.name, inner.features, inner.normalization, stages={})
         # In a list, lest its parameters count as this module's.
         self._inner = [inner]
         self._maps: dict[str, Tensor] = {}
@@ -219,8 +220,10 @@ class CachedEncoder(Encoder):
 
     def resume(self, features: Tensor, after: str, until: str) -> Tensor:
         """See StagedEncoder.resume; this part is computed."""
-        deeper: Tensor = self.inner.resume(features, after, until)  # type: ignore[operator]
-        return deeper
+        if not isinstance(self.inner, StagedEncoder):
+            came = f"{self.name}, which computes all maps from images"
+            raise expected_kind("encoder", "one that runs stage by stage", came)
+        return self.inner.resume(features, after, until)
 
 
 @contextmanager

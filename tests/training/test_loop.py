@@ -140,12 +140,13 @@ def test_low_precision_trains_float32_weights(
     for kind in ("fp32", precision):
         recipe = tiny_recipe(
             shapes, method, model=models[method], data=labels, transform={"size": 64},
-            run={"steps": 2, "precision": kind},
+            run={"steps": 2, "precision": kind}, log={"every": 1},
         )  # fmt: skip
         weights = run(recipe, tmp_path / kind)
         assert all(w.dtype == torch.float32 for w in weights.values() if w.is_floating_point())
-        found.append(rows(tmp_path / kind, "train")[-1]["total"])
-    assert found[0] == pytest.approx(found[1], rel=0.05)
+        # Of the first step: float16's scaler skips some until it fits.
+        found.append(rows(tmp_path / kind, "train")[0]["total"])
+    assert found[0] == pytest.approx(found[1], rel=0.02)
     assert found[0] != found[1]
 
 
