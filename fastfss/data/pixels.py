@@ -43,7 +43,7 @@ def read_pixels(
     if isinstance(source, str | os.PathLike):
         return from_pil(_open(source, label), label)
     if isinstance(source, Image.Image):
-        with _decoding(label):
+        with decoding(label):
             image = _upright(source)
         return from_pil(image, label)
     return _channels_last(_numbers(source, label), label, first=isinstance(source, Tensor))
@@ -57,7 +57,7 @@ def check_finite(pixels: Pixels, label: str) -> None:
 
 
 def _open(path: str | os.PathLike[str], label: str) -> Image.Image:
-    with _decoding(label):
+    with decoding(label):
         if Path(path).is_dir():
             raise IsADirectoryError("it is a folder")
         with Image.open(path) as image:
@@ -72,7 +72,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _decoding(label: str) -> Iterator[None]:
+def decoding(label: str) -> Iterator[None]:
     """Turn whatever happens while a file is decoded into one error that names ``label``."""
     try:
         yield

@@ -1,0 +1,252 @@
+"""The index of a data set: size and labels of every mask, kept between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fastfss.atomic import write_text_atomically
+from fastfss.data.masks import read_label_map
+from fastfss.data.pixels import decoding
+from fastfss.errors import expected
+
+Progress: TypeAlias = Callable[[int, int], None]  # done, of how many
+
+_VERSION = 1
+_ORIENTATION = 274  # EXIF
+# A killed scan loses at most what it has read since.
+_SECONDS_BETWEEN_SAVES = 20.0
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What the index knows of one image and its mask.
+
+    Attributes:
+        size: height and width.
+        labels: label -> number of its pixels, 0 and 255 included; labels present only.
+    """
+
+    size: tuple[int, int]
+    labels: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask by their paths below the set's root, with "/"."""
+
+    image: str
+    mask: str
+
+
+Reader: TypeAlias = Callable[[Path, Path], Scanned]
+
+
+def scan(
+    root: Path,
+    pairs: Sequence[Pair],
+    read: Reader,
+    key: str,
+    progress: Progress | None = None,
+) -> list[Scanned]:
+    """Count the labels of all masks, or take the counts of an earlier run.
+
+    The counts are kept in ``.fastfss-KEY.json`` in the root, or, where that cannot be written, in
+    the user's cache folder. A pair is read again if size or time of either file has changed.
+
+    Args:
+        root: the set's folder.
+        pairs: the files.
+        read: reads one pair: image, mask.
+        key: tells apart the indexes of one root.
+        progress: called with the number of pairs that are known, and how many there are.
+
+    Returns:
+        One for each pair, in order.
+
+    Raises:
+        FileNotFoundError: a file is not there; it is named.
+        ValueError: an image or mask is unreadable, or their sizes differ; it is named.
+    """
+    known = _Kept(root, key)
+    stamps = [_stamp(root, pair) for pair in pairs]
+    found: list[Scanned | None] = [
+        known.get(pair, stamp) for pair, stamp in zip(pairs, stamps, strict=True)
+    ]
+    missing = [number for number, scanned in enumerate(found) if scanned is None]
+    if progress is not None:
+        progress(len(pairs) - len(missing), len(pairs))
+
+    def one(number: int) -> tuple[int, Scanned]:
+        return number, read(root / pairs[number].image, root / pairs[number].mask)
+
+    saved, done = time.monotonic(), len(pairs) - len(missing)
+    try:
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            for part in _chunks(missing, _AT_ONCE):
+                for number, scanned in pool.map(one, part):
+                    found[number] = scanned
+                    known.add(pairs[number], stamps[number], scanned)
+                done += len(part)
+                if progress is not None:
+                    progress(done, len(pairs))
+                if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                    known.save()
+                    saved = time.monotonic()
+    finally:
+        known.save()
+    return [scanned for scanned in found if scanned is not None]
+
+
+def read_pair(image: Path, mask: Path) -> Scanned:
+    """Count the labels of a mask of any kind; its image must have its size.
+
+    Args:
+        image: the image file; only its header is read. EXIF rotation counts.
+        mask: the mask file.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is named.
+    """
+    with decoding(f"mask '{mask}'"), Image.open(mask) as opened:
+        size = (opened.height, opened.width)
+        plain = opened.mode in ("1", "L", "P") and "exif" not in opened.info
+        if plain:
+            counts = dict(enumerate(opened.histogram()))
+            if opened.mode == "1":
+                counts = {0: counts[0], 1: counts[255]}
+    if not plain:
+        labels = read_label_map(mask)
+        size = (labels.shape[0], labels.shape[1])
+        if int(labels.max()) > 255:
+            raise expected(f"mask '{mask}'", "labels up to 255", str(int(labels.max())))
+        counts = dict(enumerate(np.bincount(labels.numpy().ravel()).tolist()))
+    _check_size(image, size, mask)
+    return Scanned(size, {label: count for label, count in counts.items() if count})
+
+
+def read_labels(mask: Path) -> npt.NDArray[np.uint8]:
+    """Read the labels that `read_pair` counts, (H, W) in memory of their own."""
+    with decoding(f"mask '{mask}'"), Image.open(mask) as opened:
+        if opened.mode in ("1", "L", "P") and "exif" not in opened.info:
+            return np.array(opened, dtype=np.uint8)
+    return read_label_map(mask).numpy().astype(np.uint8)
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: FASTFSS_CACHE, or fastfss in the user's cache."""
+    if own := os.environ.get("FASTFSS_CACHE"):
+        return Path(own)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "fastfss"
+
+
+def image_size(image: Path) -> tuple[int, int]:
+    """Height and width of an image file as it is seen, EXIF rotation applied."""
+    with decoding(f"image '{image}'"), Image.open(image) as opened:
+        turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        return (opened.width, opened.height) if turned else (opened.height, opened.width)
+
+
+def _check_size(image: Path, size: tuple[int, int], mask: Path) -> None:
+    own = image_size(image)
+    if own != size:
+        wanted = f"{own[0]} rows x {own[1]} columns as its image '{image}' has"
+        raise expected(f"mask '{mask}'", wanted, f"{size[0]} x {size[1]}")
+
+
+Stamp: TypeAlias = "tuple[int, int, int, int]"
+
+
+def _stamp(root: Path, pair: Pair) -> Stamp:
+    """Size and time of the image and of the mask."""
+    stamp: list[int] = []
+    for name in (pair.image, pair.mask):
+        try:
+            status = (root / name).stat()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"'{root / name}': no such file") from None
+        stamp += [status.st_size, status.st_mtime_ns]
+    return stamp[0], stamp[1], stamp[2], stamp[3]
+
+
+class _Kept:
+    """The index file: `image|mask` -> [stamp (4), height, width, labels]."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+        self.places = (
+            root / f".fastfss-{key}.json",
+            cache_folder() / "sets" / f"{digest}-{key}.json",
+        )
+        self.entries: dict[str, list[Any]] = {}
+        for place in self.places:
+            self.entries.update(_entries(place))
+        self.changed = False
+
+    def get(self, pair: Pair, stamp: Stamp) -> Scanned | None:
+        entry = self.entries.get(f"{pair.image}|{pair.mask}")
+        if entry is None or tuple(entry[:4]) != stamp:
+            return None
+        return Scanned((entry[4], entry[5]), {int(n): count for n, count in entry[6].items()})
+
+    def add(self, pair: Pair, stamp: Stamp, scanned: Scanned) -> None:
+        self.entries[f"{pair.image}|{pair.mask}"] = [*stamp, *scanned.size, dict(scanned.labels)]
+        self.changed = True
+
+    def save(self) -> None:
+        if not self.changed:
+            return
+        text = json.dumps({"version": _VERSION, "entries": self.entries}, separators=(",", ":"))
+        for place in self.places[0 if _is_writable(self.places[0].parent) else 1 :]:
+            # A set that cannot be kept is read again next time.
+            with suppress(OSError):
+                if place == self.places[1]:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                write_text_atomically(place, text)
+                break
+        self.changed = False
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether the folder's mode lets anyone write. Root may write anywhere, but should not."""
+    return bool(folder.stat().st_mode & 0o222)
+
+
+def _entries(place: Path) -> dict[str, list[Any]]:
+    """The entries of an index file; none if it is absent, damaged or of another version."""
+    with suppress(OSError, ValueError):
+        content = json.loads(place.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("version") == _VERSION:
+            entries = content.get("entries")
+            if isinstance(entries, dict) and all(map(_is_entry, entries.values())):
+                return entries
+    return {}
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 7 and isinstance(entry[6], dict)
+
+
+def _chunks(numbers: Iterable[int], size: int) -> Iterable[list[int]]:
+    rest = iter(numbers)
+    while part := list(islice(rest, size)):
+        yield part
