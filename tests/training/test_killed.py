@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -31,47 +30,58 @@ def free_port() -> int:
         return port
 
 
-def start(recipe: Recipe, out: Path, *more: str, processes: int = 1) -> subprocess.Popen[str]:
-    """`fastfss train` with a recipe as a file, in a process group of its own."""
+def start(
+    recipe: Recipe, out: Path, *more: str, processes: int = 1, torchrun: bool = False
+) -> list[subprocess.Popen[str]]:
+    """`fastfss train` with a recipe as a file; the processes, or torchrun's own."""
     file = out.with_suffix(".toml")
     lines = [f"about = {json.dumps(recipe.about)}"]
     for key, value in flat(recipe).items():
         if "." in key and value is not None and value != {}:
             lines.append(f"{key} = {json.dumps(value)}")
     file.write_text("\n".join(lines) + "\n")
-    program = [sys.executable, "-m"]
-    if processes > 1:
+    program, port = [sys.executable, "-m"], str(free_port())
+    if torchrun:
         program += ["torch.distributed.run", f"--nproc-per-node={processes}"]
-        program += [f"--master-port={free_port()}", "-m"]
+        program += [f"--master-port={port}", "-m"]
     command = [*program, "fastfss", "train", str(file), "--out", str(out), *more]
     root = str(Path(fastfss.__file__).parents[1])
-    return subprocess.Popen(
-        [*command, "--progress", "off", "--device", "cpu"],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    common = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    started = []
+    for rank in range(1 if torchrun else processes):
+        # What torchrun tells them; a test that kills must know every process.
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+        told |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": processes}
+        if torchrun or processes == 1:
+            told = {}
+        started.append(
+            subprocess.Popen(
+                [*command, "--progress", "off", "--device", "cpu"],
+                env={**common, **{key: str(value) for key, value in told.items()}},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
+def finish(started: list[subprocess.Popen[str]]) -> str:
+    outputs = [process.communicate(timeout=200) for process in started]
+    assert all(process.returncode == 0 for process in started), outputs
+    return outputs[0][0]
 
 
-def kill_at(process: subprocess.Popen[str], out: Path, step: int) -> None:
-    """SIGKILL all of its processes once the log has the step."""
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        log = out / "log.jsonl"
-        if log.is_file() and f'"train", "step": {step},' in log.read_text():
-            break
-        assert process.poll() is None, process.communicate()[1]
+def kill_at(started: list[subprocess.Popen[str]], out: Path, step: int) -> None:
+    """SIGKILL all processes once the log has the step."""
+    log = out / "log.jsonl"
+    while not (log.is_file() and f'"train", "step": {step},' in log.read_text()):
+        assert all(process.poll() is None for process in started), started[0].communicate()[1]
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    for process in started:
+        process.kill()
+    for process in started:
+        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +113,7 @@ def test_two_processes_train_on_the_same_episodes_as_one(shapes: Path, tmp_path:
     found = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        finish(start(recipe, out, processes=processes))
+        finish(start(recipe, out, processes=processes, torchrun=processes > 1))
         found.append(out)
         about = json.loads((out / "run.json").read_text())
         assert about["effective_batch"] == 4
@@ -112,11 +122,3 @@ def test_two_processes_train_on_the_same_episodes_as_one(shapes: Path, tmp_path:
         assert one["total"] == pytest.approx(two["total"], rel=1e-5)
     one, two = (rows(out, "validation")[0]["fb_iou"] for out in found)
     assert one == pytest.approx(two, abs=0.2)
-
-
-def test_a_batch_that_two_processes_cannot_share_is_named(shapes: Path, tmp_path: Path) -> None:
-    process = start(tiny_recipe(shapes, run={"steps": 1, "batch": 3}), tmp_path / "run",
-                    processes=2)  # fmt: skip
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "run.batch: expected a multiple of 2, run.accumulate x 2 processes, got 3" in err

@@ -15,6 +15,7 @@ from fastfss import create_model
 from fastfss.errors import CheckpointError
 from fastfss.training import Recipe, train
 from fastfss.training.loop import _Run
+from fastfss.training.processes import Processes
 from tests.training.shapes import tiny_recipe
 
 # Dropout, an average, mixed precision's scaler and accumulated parts: all that has a state.
@@ -146,7 +147,8 @@ def test_low_precision_trains_float32_weights(
         assert all(w.dtype == torch.float32 for w in weights.values() if w.is_floating_point())
         # Of the first step: float16's scaler skips some until it fits.
         found.append(rows(tmp_path / kind, "train")[0]["total"])
-    assert found[0] == pytest.approx(found[1], rel=0.02)
+    # SSP's thresholds let other positions in.
+    assert found[0] == pytest.approx(found[1], rel=0.05)
     assert found[0] != found[1]
 
 
@@ -240,7 +242,9 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is nan.*learning rate 1e\+20"):
+    with pytest.raises(
+        FloatingPointError, match=r"step \d+: the loss is nan.*learning rate 1e\+20"
+    ):
         run(tiny_recipe(shapes, optimiser={"lr": 1e20}), tmp_path)
 
 
@@ -249,8 +253,17 @@ def test_the_batch_must_fit_the_parts(shapes: Path) -> None:
         tiny_recipe(shapes, run={"batch": 3, "accumulate": 2})
 
 
+def test_the_batch_must_fit_the_processes(shapes: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(shapes, run={"batch": 3})
+    group = Processes(0, 2, torch.device("cpu"))
+    with pytest.raises(ValueError, match="a multiple of 2, run.accumulate x 2 processes, got 3"):
+        _Run(recipe, tmp_path, group, None, None, False)
+
+
 def test_weights_must_be_named(shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'model\.weights: expected what to start from: "imagenet"'):
+    with pytest.raises(
+        ValueError, match=r'model\.weights: expected what to start from: "imagenet"'
+    ):
         run(tiny_recipe(shapes, model={"weights": ""}), tmp_path)
 
 

@@ -90,9 +90,7 @@ def test_small_images_are_padded_with_black_and_ignored_pixels() -> None:
 def test_a_cut_keeps_most_of_the_object() -> None:
     image, maps = torch.zeros(3, 200, 200), torch.zeros((1, 200, 200), dtype=torch.uint8)
     maps[0, 60:100, 60:100] = 1
-    kept = [
-        int(crop_object(image, maps, 110, random.Random(seed))[1].sum()) for seed in range(200)
-    ]
+    kept = [int(crop_object(image, maps, 110, random.Random(seed))[1].sum()) for seed in range(200)]
     assert sum(count >= 0.85 * 1600 for count in kept) > 195
 
 
@@ -122,5 +120,7 @@ def test_blur_keeps_the_mean_and_is_a_normalised_gaussian() -> None:
 
 
 def test_scaling_rounds_the_sides() -> None:
-    image, maps = scale(*(one.float() if one.shape[0] == 3 else one for one in picture(41, 57)), 1.1)
+    image, maps = scale(
+        *(one.float() if one.shape[0] == 3 else one for one in picture(41, 57)), 1.1
+    )
     assert image.shape == (3, 45, 63) and maps.shape == (1, 45, 63)
