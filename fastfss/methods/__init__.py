@@ -9,6 +9,7 @@ from fastfss.methods.class_rows import ClassLogits
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.hsnet import HSNet
+from fastfss.methods.imr_hsnet import IMRHSNet, IMROutput
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.latent_classes import LatentClasses, MiningConfig
 from fastfss.methods.latent_graph import GraphConfig, Unlabelled
@@ -35,6 +36,8 @@ __all__ = [
     "FewShotSegmenter",
     "GraphConfig",
     "HSNet",
+    "IMRHSNet",
+    "IMROutput",
     "LatentClasses",
     "MLCOutput",
     "MethodInfo",

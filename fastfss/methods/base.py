@@ -164,6 +164,10 @@ class FewShotSegmenter(nn.Module):
                 if channels_last:
                     fast = fast.to(memory_format=torch.channels_last)
             model._modules[name] = fast.to(dtype=dtype)
+        model._parameters = {
+            name: None if one is None else nn.Parameter(one.detach().to(dtype, copy=True))
+            for name, one in self._parameters.items()
+        }
         # A task of the model serves the copy and the other way round.
         model._origin_fingerprint = self.fingerprint()
         return model.requires_grad_(False).eval()

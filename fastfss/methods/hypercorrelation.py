@@ -6,8 +6,11 @@ Correlations are (B, C, ha, wa, hb, wb): query grid, support grid; channels last
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -27,8 +30,29 @@ _CACHED_BYTES = 1 << 20
 _PART_BYTES = 16 << 20
 
 
+class Hypercorrelation(ABC):
+    """The correlations of one level: whole, or some rows of the query at a time."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int, int, int, int]:
+        """(B, L, ha, wa, hb, wb)."""
+
+    @abstractmethod
+    def correlations(self) -> Tensor:
+        """(B, L, ha, wa, hb, wb)."""
+
+    @abstractmethod
+    def fill(
+        self,
+        out: Tensor,  # (B, rows, wa, hb, wb, L): zeros, or what an earlier call left
+        start: int,
+    ) -> None:
+        """Write the correlations of the query's rows from `start` on."""
+
+
 @dataclass(frozen=True, eq=False)
-class Level:
+class Level(Hypercorrelation):
     """The feature maps of one grid, of which the correlations are made.
 
     Attributes:
@@ -41,11 +65,25 @@ class Level:
     supports: Sequence[Tensor]
     mask: Tensor | None = None
 
+    @property
+    def shape(self) -> tuple[int, int, int, int, int, int]:
+        """(B, L, ha, wa, hb, wb)."""
+        (batch, _, ha, wa), (hb, wb) = self.queries[0].shape, self.supports[0].shape[2:]
+        return batch, len(self.queries), ha, wa, hb, wb
+
     def correlations(self) -> Tensor:
         """(B, L, ha, wa, hb, wb)."""
         return dense_correlation(self.queries, self.supports)
 
-    def object_box(self) -> tuple[slice, slice]:
+    def fill(self, out: Tensor, start: int) -> None:
+        """Write rows of the query; what is outside of the object's box stays as it is: 0."""
+        queries = [q[:, :, start : start + out.shape[1]] for q in self.queries]
+        supports = [s[:, :, self._box[0], self._box[1]] for s in self.supports]
+        found = dense_correlation(queries, supports)
+        out[:, :, :, self._box[0], self._box[1]] = found.permute(0, 2, 3, 4, 5, 1)
+
+    @cached_property
+    def _box(self) -> tuple[slice, slice]:
         """Rows and columns of the support outside of which everything is 0.
 
         The whole grid on a GPU, where looking at the mask would wait for it.
@@ -137,51 +175,35 @@ def squeeze_block(
     return nn.Sequential(*parts)
 
 
-class HypercorrelationLearner(nn.Module):
-    """Pyramidal squeeze, top-down mixing and decoder; attribute names are the published keys'.
+class HypercorrelationEncoder(nn.Module):
+    """Pyramidal squeeze and top-down mixing; attribute names are the published keys'.
 
     Args:
         layers: the number of correlations in the levels at strides 8, 16 and 32.
-        grid: the decoder's output grid: "square" has twice the query grid's width in both
-            directions, as the published code; "query" twice the query grid.
     """
 
-    def __init__(self, layers: tuple[int, int, int], grid: Grid) -> None:
+    def __init__(self, layers: tuple[int, int, int]) -> None:
         super().__init__()
         widths = (16, 64, 128)
-        self.grid = grid
         self.encoder_layer4 = squeeze_block(layers[2], widths, (3, 3, 3), (2, 2, 2))
         self.encoder_layer3 = squeeze_block(layers[1], widths, (5, 3, 3), (4, 2, 2))
         self.encoder_layer2 = squeeze_block(layers[0], widths, (5, 5, 3), (4, 4, 2))
         self.encoder_layer4to3 = squeeze_block(128, (128, 128, 128), (3, 3, 3), (1, 1, 1))
         self.encoder_layer3to2 = squeeze_block(128, (128, 128, 128), (3, 3, 3), (1, 1, 1))
-        self.decoder1 = nn.Sequential(
-            nn.Conv2d(128, 128, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(128, 64, 3, padding=1),
-            nn.ReLU(inplace=True),
-        )
-        self.decoder2 = nn.Sequential(
-            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 2, 3, padding=1)
-        )
 
     def forward(
         self,
-        level2: Level,  # stride 8
-        level3: Level,  # stride 16
-        level4: Level,  # stride 32
-    ) -> Tensor:  # (B, 2, 2h, 2w)
-        """Logits, background and foreground, at twice the grid of the finest level."""
-        mixed = self.mix(level2, level3, level4)
-        decoded = self.decoder1(mixed)
-        height, width = mixed.shape[-2:]
-        size = (2 * width, 2 * width) if self.grid == "square" else (2 * height, 2 * width)
-        enlarged = F.interpolate(decoded, size, mode="bilinear", align_corners=True)
-        logits: Tensor = self.decoder2(enlarged)
-        return logits
+        level2: Hypercorrelation,  # stride 8
+        level3: Hypercorrelation,  # stride 16
+        level4: Hypercorrelation,  # stride 32
+    ) -> Tensor:  # (B, 128, h, w)
+        """One map on the query grid of the finest level."""
+        return self.mix(level2, level3, level4)
 
-    def mix(self, level2: Level, level3: Level, level4: Level) -> Tensor:
-        """The map (B, 128, h, w) before the decoder."""
+    def mix(
+        self, level2: Hypercorrelation, level3: Hypercorrelation, level4: Hypercorrelation
+    ) -> Tensor:
+        """The map (B, 128, h, w), the mean over what is left of the support grid."""
         mixed = _squeezed(level4, self.encoder_layer4)
         for level, squeeze, mixer in (
             (level3, self.encoder_layer3, self.encoder_layer4to3),
@@ -192,7 +214,50 @@ class HypercorrelationLearner(nn.Module):
         return mixed.mean(dim=(4, 5))
 
 
-def _squeezed(level: Level, block: nn.Sequential) -> Tensor:
+class HypercorrelationLearner(HypercorrelationEncoder):
+    """The encoder and HSNet's decoder.
+
+    Args:
+        layers: as in HypercorrelationEncoder.
+        grid: the decoder's output grid: "square" has twice the query grid's width in both
+            directions, as the published code; "query" twice the query grid.
+    """
+
+    def __init__(self, layers: tuple[int, int, int], grid: Grid) -> None:
+        super().__init__(layers)
+        self.grid = grid
+        self.decoder1, self.decoder2 = decoders()
+
+    def forward(
+        self,
+        level2: Hypercorrelation,  # stride 8
+        level3: Hypercorrelation,  # stride 16
+        level4: Hypercorrelation,  # stride 32
+    ) -> Tensor:  # (B, 2, 2h, 2w)
+        """Logits, background and foreground, at twice the grid of the finest level."""
+        mixed = self.mix(level2, level3, level4)
+        height, width = mixed.shape[-2:]
+        size = (2 * width, 2 * width) if self.grid == "square" else (2 * height, 2 * width)
+        enlarged = F.interpolate(self.decoder1(mixed), size, mode="bilinear", align_corners=True)
+        logits: Tensor = self.decoder2(enlarged)
+        return logits
+
+
+def decoders() -> tuple[nn.Sequential, nn.Sequential]:
+    """The decoder's parts before (128 to 64 channels) and after (64 to 2) its enlargement."""
+    first = nn.Sequential(
+        nn.Conv2d(128, 128, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(128, 64, 3, padding=1),
+        nn.ReLU(inplace=True),
+    )
+    second = nn.Sequential(
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 2, 3, padding=1)
+    )
+    return first, second
+
+
+def _squeezed(level: Hypercorrelation, block: nn.Sequential) -> Tensor:
     """A squeeze block on the correlations of a level; without gradients they never exist as one."""
     if torch.is_grad_enabled():
         squeezed: Tensor = block(level.correlations())
@@ -205,28 +270,21 @@ def _squeezed(level: Level, block: nn.Sequential) -> Tensor:
     return squeezed
 
 
-def _correlate_and_convolve(level: Level, conv: CenterPivotConv4d) -> Tensor:
-    """conv(level.correlations()), made and used up some query rows at a time.
-
-    Correlations outside of the object's box are 0 and not computed.
-    """
+def _correlate_and_convolve(level: Hypercorrelation, conv: CenterPivotConv4d) -> Tensor:
+    """conv(level.correlations()), made and used up some query rows at a time."""
     assert conv.conv1.bias is not None and conv.conv2.bias is not None
-    query, support = level.queries[0], level.supports[0]
-    row = query[:, 0, 0].numel() * support[0, 0].numel() * len(level.queries)
-    rows = min(query.shape[2], max(1, _PART_BYTES // (row * query.element_size())))
-    stride, bias = conv.stride, conv.conv1.bias + conv.conv2.bias
-    box = level.object_box()
-    supports = [one[:, :, box[0], box[1]] for one in level.supports]
-    memory = query.new_zeros(
-        query.shape[0], rows, query.shape[3], *support.shape[2:], len(level.queries)
-    )
+    weight, stride = conv.conv2.weight, conv.stride
+    bias = conv.conv1.bias + conv.conv2.bias
+    batch, layers, height, width, *support = level.shape
+    row = batch * width * math.prod(support) * layers * weight.element_size()
+    rows = min(height, max(1, _PART_BYTES // row))
+    memory = weight.new_zeros(batch, rows, width, *support, layers)
     outputs, pruned = [], []
-    for start in range(0, query.shape[2], rows):
-        part = Level([q[:, :, start : start + rows] for q in level.queries], supports)
-        last = memory[:, : part.queries[0].shape[2]]
-        last[:, :, :, box[0], box[1]] = part.correlations().permute(0, 2, 3, 4, 5, 1)
+    for start in range(0, height, rows):
+        last = memory[:, : min(rows, height - start)]
+        level.fill(last, start)
         last = last.contiguous()  # the last part of several images may be shorter
-        outputs.append(over_support(last, conv.conv2.weight, bias, stride))
+        outputs.append(over_support(last, weight, bias, stride))
         pruned.append(last[:, :, :, ::stride, ::stride].permute(0, 3, 4, 1, 2, 5).contiguous())
     out = torch.cat(outputs, dim=1)
     out += over_query(torch.cat(pruned, dim=3), conv.conv1.weight)

@@ -15,6 +15,7 @@ from fastfss.methods.canet import CANet
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.hsnet import HSNet
+from fastfss.methods.imr_hsnet import IMRHSNet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet
@@ -30,6 +31,7 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     DCAMA,
     DENet,
     HSNet,
+    IMRHSNet,
     MLC,
     PANet,
     PFENet,

@@ -79,7 +79,7 @@ def test_half_of_the_most_votes_is_enough(network: HSNet) -> None:
     shots = torch.zeros(1, 4, 2, 1, 5)
     for shot in range(4):
         shots[0, shot, 1, 0] = torch.where(shot < votes[0], 1.0, -1.0)
-    pair = network._fused(shots)
+    pair = network.fused(shots)
     assert (pair[:, 1] > pair[:, 0]).long().tolist() == [[[0, 0, 1, 1, 1]]]
 
 

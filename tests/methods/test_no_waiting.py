@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from fastfss import create_model, list_models
 from fastfss.methods.base import FewShotSegmenter
+from tests.methods.options import OPTIONS
 
 # Looks whether an object is too small for its grid.
 WAITS = {"ppnet"}
@@ -33,7 +34,7 @@ def on_a_gpu(model: FewShotSegmenter) -> FewShotSegmenter:
 def segment(name: str) -> None:
     """Two ways of two shots, by the method on a GPU."""
     with FakeTensorMode(), torch.no_grad():
-        model = on_a_gpu(create_model(name).eval())
+        model = on_a_gpu(create_model(name, **OPTIONS.get(name, {})).eval())
         side = model.default_size if model.frame == "square" and model.default_size else 97
         images = torch.empty(1, 2, 3, side, side, device="cuda")
         masks = torch.empty(1, 2, side, side, dtype=torch.uint8, device="cuda")
