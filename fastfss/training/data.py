@@ -11,6 +11,7 @@ from torch.utils.data import Sampler as BatchSampler
 
 from fastfss.data.sets import Item, MaskSet, open_set
 from fastfss.errors import expected
+from fastfss.training.activations import ActivationMaps
 from fastfss.training.episodes import ClassSplit
 from fastfss.training.recipe import DataConfig, Recipe
 from fastfss.training.samplers import Sampler, make_sampler
@@ -28,6 +29,7 @@ class TrainingData:
         sampler: of the training episodes.
         held_out: class -> images of `validation` that serve to measure it.
         names: of the classes.
+        activations: maps of labels, where the recipe names a folder.
     """
 
     images: MaskSet
@@ -36,6 +38,7 @@ class TrainingData:
     sampler: Sampler
     held_out: Mapping[int, tuple[int, ...]]
     names: Mapping[int, str]
+    activations: ActivationMaps | None = None
 
 
 def prepare_data(
@@ -49,7 +52,7 @@ def prepare_data(
 
     Raises:
         ValueError: no root, too few classes or images; what is missing is named.
-        OSError: data that is not there.
+        OSError: data that is not there; of activation maps the first that is missing.
     """
     config = recipe.data
     if images is None:
@@ -74,9 +77,13 @@ def prepare_data(
         shown = {number: members for number, members in shown.items() if number not in rare}
         split = ClassSplit(tuple(large), split.held_out)
     sampler = make_sampler(large, shown, config, recipe.run.seed, names)
-    return TrainingData(
-        images, validation, split, sampler, _held_out(recipe, validation, split, reserved), names
-    )
+    held_out = _held_out(recipe, validation, split, reserved)
+    activations = ActivationMaps(config.activations) if config.activations else None
+    if activations is not None:
+        for one, members in ((images, large), (validation, held_out)):
+            for number, place in ((c, n) for c, numbers in members.items() for n in numbers):
+                activations.path(one.items[place], number)
+    return TrainingData(images, validation, split, sampler, held_out, names, activations)
 
 
 def split_classes(config: DataConfig, images: MaskSet, validation: MaskSet) -> ClassSplit:
@@ -162,9 +169,10 @@ def _index(
 
 def _area(item: Item) -> int:
     if item.size is not None:
-        return item.size[0] * item.size[1]
+        height, width = item.size
+        return height * width
     with Image.open(item.image) as image:
-        return image.width * image.height
+        return int(image.width * image.height)
 
 
 def _held_out(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastfss.data.sets import MaskSet
+from fastfss.training.activations import ActivationMaps
 from fastfss.training.feature_cache import FeatureCache
 from fastfss.training.recipe import DataConfig, TransformConfig
 from fastfss.training.samplers import Drawn, Sampler
@@ -37,6 +38,8 @@ class Batch:
         classes: int64 (B, W).
         backgrounds: uint8 like support_mask, 1 where a pixel is of no way; for several ways.
         support_labels, query_labels: label maps like the masks, where the recipe asks for them.
+        support_activations, query_activation: float (B, W, K, h, w) and (B, h, w) in [0, 1], of the
+            class's label, where the recipe names a folder of them.
         maps: of a frozen encoder, name -> (rows, C, h, w); then `support` (B, W, K, 1, 1, 1) and
             `query` (B, 1, 1, 1) hold the rows of their images.
     """
@@ -49,6 +52,8 @@ class Batch:
     backgrounds: Tensor | None = None
     support_labels: Tensor | None = None
     query_labels: Tensor | None = None
+    support_activations: Tensor | None = None
+    query_activation: Tensor | None = None
     maps: dict[str, Tensor] | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -94,6 +99,7 @@ class _Seen:
     image: Tensor  # (3, H, W'), or with a cache its row in the episode (1, 1, 1)
     masks: Tensor  # (W, H, W'): of each way
     labels: Tensor | None  # (H, W')
+    activation: Tensor | None  # (h, w)
     maps: dict[str, Tensor] | None
 
 
@@ -106,6 +112,7 @@ class EpisodeDataset(Dataset[Batch]):
         sampler: draws the episodes.
         data, transform: sections of the recipe.
         cache: of a frozen encoder's maps; then no image is read.
+        activations: maps of labels.
     """
 
     def __init__(
@@ -116,6 +123,7 @@ class EpisodeDataset(Dataset[Batch]):
         data: DataConfig,
         transform: TransformConfig,
         cache: FeatureCache | None = None,
+        activations: ActivationMaps | None = None,
     ) -> None:
         self.images = images
         self.split = split
@@ -124,6 +132,7 @@ class EpisodeDataset(Dataset[Batch]):
         self.transform = transform
         self.apply = make_transform(transform)
         self.cache = cache
+        self.activations = activations
 
     def __getitem__(self, number: int) -> Batch:
         drawn = self.sampler.draw(number)
@@ -153,6 +162,13 @@ class EpisodeDataset(Dataset[Batch]):
             labels = [seen.labels for seen in supports if seen.labels is not None]
             of_supports = stacked(labels, query.labels)
             batch = replace(batch, support_labels=of_supports, query_labels=query.labels[None])
+        if query.activation is not None:
+            own = [seen.activation for seen in supports if seen.activation is not None]
+            batch = replace(
+                batch,
+                support_activations=stacked(own, query.activation),
+                query_activation=query.activation[None],
+            )
         if query.maps is not None:
             served = [seen.maps for seen in (*supports, query) if seen.maps is not None]
             together = {name: torch.stack([maps[name] for maps in served]) for name in query.maps}
@@ -174,8 +190,12 @@ class EpisodeDataset(Dataset[Batch]):
             maps = self.cache.maps(image, mirrored=mirrored)
             stack = stack.flip(-1) if mirrored else stack
             pixels = torch.full((1, 1, 1), float(slot))
+        activation = None
+        if self.activations is not None:
+            activation = self.activations.read(self.images.items[image], drawn.classes[0])
         ways = len(drawn.classes)
-        return _Seen(pixels, stack[:ways], stack[-1] if len(stack) > ways else None, maps)
+        labels = stack[-1] if len(stack) > ways else None
+        return _Seen(pixels, stack[:ways], labels, activation, maps)
 
     def _mask(self, image: int, number: int, is_query: bool) -> Tensor:
         """uint8 (H, W) of {0, 1, 255}, with what the recipe says of other pixels."""

@@ -271,6 +271,7 @@ class _Run:
             recipe.data,
             recipe.transform,
             self.cache,
+            self.data.activations,
         )
         numbers = EpisodeNumbers(recipe, group.rank, group.count, self.state.step, self.steps)
         return DataLoader(

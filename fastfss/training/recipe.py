@@ -88,6 +88,7 @@ class DataConfig:
             query's mask.
         labels: whether episodes carry label maps: with class "ids" (DENet, AMP), or of the "base"
             classes, counted from 1 (PPNet's semantic branch).
+        activations: the folder of activation maps of labels that IMR-HSNet trains on.
     """
 
     set: SetKind
@@ -110,6 +111,7 @@ class DataConfig:
     void: Pixels = "ignored"
     held_out: Pixels = "background"
     labels: LabelMaps = "none"
+    activations: str = ""
 
     def __post_init__(self) -> None:
         for key in ("shots", "ways", "minimum", "query_minimum", "episodes", "splits"):

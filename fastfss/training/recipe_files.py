@@ -22,7 +22,15 @@ else:
     import tomli as tomllib
 
 # What does not change what comes out: where data lies, and how often something is written.
-_FREE = ("about", "data.root", "checkpoints.", "log.", "cache.folder", "cache.limit_gib")
+_FREE = (
+    "about",
+    "data.root",
+    "data.activations",
+    "checkpoints.",
+    "log.",
+    "cache.folder",
+    "cache.limit_gib",
+)
 
 
 def list_recipes() -> dict[str, str]:

@@ -67,8 +67,14 @@ def check_step(recipe: Recipe) -> None:
     if (method == "amp") != (data.sampler == "single"):
         wanted = '"single" for amp, and for no other method'
         raise expected("data.sampler", wanted, repr(data.sampler))
-    if method == "hsnet" and data.shots != 1:
-        raise expected("data.shots", "1: hsnet is trained with one shot", str(data.shots))
+    if method in _ONE_SHOT and data.shots != 1:
+        raise expected("data.shots", f"1: {method} is trained with one shot", str(data.shots))
+    if (method == "imr-hsnet") != bool(data.activations):
+        wanted = "a folder of activation maps for imr-hsnet, and for no other method"
+        raise expected("data.activations", wanted, repr(data.activations))
+    if data.activations and (recipe.transform.kind != "square" or recipe.transform.flip):
+        wanted = "no flip beside activation maps, which lie on disk as they are"
+        raise expected("transform", wanted, f"{recipe.transform.kind} with flips or cuts")
 
 
 def query_step(model: Any, batch: Batch) -> Losses:
@@ -82,6 +88,14 @@ def ssp_step(model: Any, batch: Batch) -> Losses:
     supports, masks = batch.support[:, 0], batch.support_mask[:, 0]
     output = model(supports, masks, batch.query, batch.query_mask)
     return _named(model.loss(output, batch.query_mask, masks))
+
+
+def imr_step(model: Any, batch: Batch) -> Losses:
+    """IMR-HSNet: activation maps of the label stand for masks, which are what is learned."""
+    assert batch.support_activations is not None
+    maps = batch.support_activations[:, 0]
+    output = model(batch.support[:, 0], maps, batch.query, batch.query_activation)
+    return _named(model.loss(output, batch.query_mask, batch.support_mask[:, 0, 0]))
 
 
 def ways_step(model: Any, batch: Batch) -> Losses:
@@ -111,10 +125,12 @@ def single_step(model: Any, batch: Batch) -> Losses:
     return _named(model.loss(model(batch.query), batch.query_labels))
 
 
+_ONE_SHOT = ("hsnet", "imr-hsnet")
 _SEVERAL_WAYS = ("panet", "ppnet")
 _WITH_LABELS = ("denet", "amp")
 _STEPS: dict[str, Step] = {
     **dict.fromkeys(("hsnet", "dcama", "mlc", "canet", "pgnet", "pfenet"), query_step),
+    "imr-hsnet": imr_step,
     "ssp": ssp_step,
     "panet": ways_step,
     "ppnet": ppnet_step,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastfss.methods import FewShotSegmenter
 from fastfss.protocols import FoldMeter
@@ -42,14 +44,35 @@ def validate(
             generator = random.Random(f"{config.seed} validation {number}")
             chosen = generator.choice(classes)
             *supports, query = generator.sample(data.held_out[chosen], config.shots + 1)
-            images, truth = data.validation, data.validation.mask(query, chosen)
-            shots = [(images.image(one), images.mask(one, chosen)) for one in supports]
-            result = model.predict(images.image(query), model.fit(shots, mask_value=1))
-            found = torch.from_numpy(result.labels)[None].long().to(group.device)
-            meter.update(found, truth[None].to(group.device), torch.tensor([chosen]))
+            found = _segment(model, data, supports, query, chosen)
+            truth = data.validation.mask(query, chosen)
+            meter.update(
+                found[None].to(group.device), truth[None].to(group.device), torch.tensor([chosen])
+            )
     if group.count > 1:
         meter.all_reduce()
     return meter.compute()
+
+
+def _segment(
+    model: FewShotSegmenter, data: TrainingData, supports: Sequence[int], query: int, cls: int
+) -> Tensor:
+    """The query's labels (H, W)."""
+    images = data.validation
+    shots = [(images.image(number), images.mask(number, cls)) for number in supports]
+    image = images.image(query)
+    if data.activations is None:
+        result = model.predict(image, model.fit(shots, mask_value=1))
+        return torch.from_numpy(result.labels).long()
+    maps = [data.activations.read(images.items[n], cls)[None] for n in (*supports, query)]
+    pictures, _ = model.read_shots([*shots, (image, torch.ones(image.shape[1:]))], mask_value=1)
+    *of_supports, of_query = (one.to(model.device) for one in maps)
+    task = model.encode_support(pictures[:-1], of_supports)
+    segment: Any = model.segment  # with the argument that IMR-HSNet has besides
+    size = (image.shape[1], image.shape[2])
+    prediction = segment(pictures[-1], task, size, query_map=of_query[None])
+    labels: Tensor = prediction.labels[0].cpu()
+    return labels
 
 
 @contextmanager

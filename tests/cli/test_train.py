@@ -51,10 +51,9 @@ def test_a_recipe_with_a_set_of_ones_own(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    code = main(
-        ["train", "own.toml", "--data", "shapes", "--fold", "1", "--weights", "random"]
-        + ["--set", "optimiser.lr=0.01", "--set", "run.precision=bf16", "--progress", "lines"]
-    )
+    given = ["train", "own.toml", "--data", "shapes", "--fold", "1", "--weights", "random"]
+    changes = ["--set", "optimiser.lr=0.01", "--set", "run.precision=bf16"]
+    code = main([*given, *changes, "--progress", "lines"])
     out, err = capsys.readouterr()
     assert code == 0, err
     assert "effective batch 2: 2 episodes x 1 processes x 1 parts; 2 steps" in err

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from fastfss.training import Recipe, recipe_from
@@ -58,6 +60,18 @@ def write_shapes(root: Path, images: int = 48, size: int = 48, seed: int = 0) ->
         Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / f"{name}.png")
         Image.fromarray(labels).save(root / "masks" / f"{name}.png")
     return root
+
+
+def write_activations(root: Path, folder: Path) -> Path:
+    """A map of every class in every image of the shapes: its mask, shrunk."""
+    folder.mkdir()
+    for path in (root / "masks").glob("*.png"):
+        labels = torch.from_numpy(np.array(Image.open(path)))
+        for number in range(len(CLASSES)):
+            mask = (labels == number + 1).float()[None, None]
+            small = F.interpolate(mask, (50, 50), mode="bilinear")[0, 0]
+            torch.save(small, folder / f"{path.stem}--{number}.pt")
+    return folder
 
 
 def tiny_recipe(root: Path, method: str = "mlc", **sections: dict[str, Any]) -> Recipe:

@@ -174,6 +174,17 @@ def test_the_log_says_what_was_run(shapes: Path, tmp_path: Path) -> None:
     assert all(row["total"] > 0 and row["lr"] == 0.01 for row in rows(tmp_path, "train"))
 
 
+def test_tensorboard_has_the_same_figures(shapes: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tiny_recipe(shapes, log={"tensorboard": True}), tmp_path)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(one.step, one.value) for one in events.Scalars("train/total")]
+    logged = [(row["step"], row["total"]) for row in rows(tmp_path, "train")]
+    assert [step for step, _ in found] == [step for step, _ in logged] == [2, 4, 6]
+    assert [value for _, value in found] == pytest.approx([value for _, value in logged])
+
+
 def test_old_checkpoints_go(shapes: Path, tmp_path: Path) -> None:
     run(tiny_recipe(shapes, checkpoints={"every": 1, "keep": 2}), tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -215,7 +226,7 @@ def test_a_damaged_checkpoint_is_named(shapes: Path, tmp_path: Path) -> None:
     run(tiny_recipe(shapes), tmp_path)
     newest = tmp_path / "checkpoints" / "step-00000006.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="step-00000006.pt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"step-00000006\.pt cannot be read"):
         run(tiny_recipe(shapes), tmp_path, resume=True)
 
 
@@ -256,7 +267,7 @@ def test_the_batch_must_fit_the_parts(shapes: Path) -> None:
 def test_the_batch_must_fit_the_processes(shapes: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(shapes, run={"batch": 3})
     group = Processes(0, 2, torch.device("cpu"))
-    with pytest.raises(ValueError, match="a multiple of 2, run.accumulate x 2 processes, got 3"):
+    with pytest.raises(ValueError, match=r"a multiple of 2, run\.accumulate x 2 processes, got 3"):
         _Run(recipe, tmp_path, group, None, None, False)
 
 
