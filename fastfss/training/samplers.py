@@ -187,6 +187,10 @@ class BalancedSampler(Sampler):
             skip_small=True,
             generator=np.random.RandomState(seed),
         )
+        if not self.drawn:
+            most = max(map(len, self.large.values())) ** 2 * len(self.large)
+            wanted = f"at most {most}: no class has images for its share (their number squared)"
+            raise expected("data.episodes", wanted, str(config.episodes))
         self.length = len(self.drawn)
 
     def _draw(self, number: int, generator: random.Random) -> Drawn:

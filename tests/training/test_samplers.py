@@ -82,6 +82,13 @@ def test_balanced_episodes_show_every_class_equally_often() -> None:
     assert Counter(drawn.classes[0] for drawn in draws(one, 9)) == {1: 3, 2: 3, 7: 3}
 
 
+def test_a_list_longer_than_the_classes_can_fill_is_named() -> None:
+    # The published rule: a class whose squared number of images is below its share is left out.
+    assert sampler("balanced", episodes=75).length > 0
+    with pytest.raises(ValueError, match=r"data\.episodes: expected at most 75: .*got 90"):
+        sampler("balanced", episodes=90)
+
+
 def test_single_images_have_no_support() -> None:
     assert all(drawn.supports == () for drawn in draws(sampler("single")))
 
