@@ -52,6 +52,7 @@ def build_app() -> typer.Typer:
         import_extra(package, extra="cli", purpose="the fastfss command")
     import typer
 
+    from fastfss.cli.data import make_data_app
     from fastfss.cli.demo import demo
     from fastfss.cli.env import env
     from fastfss.cli.models import models
@@ -72,7 +73,11 @@ def build_app() -> typer.Typer:
     app.command()(models)
     app.command()(demo)
     app.command()(env)
+<<<<<<< HEAD
     app.command()(train)
+=======
+    app.add_typer(make_data_app(), name="data")
+>>>>>>> main
     return app
 
 

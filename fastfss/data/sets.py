@@ -124,7 +124,10 @@ class MaskSet(ABC):
 
 # kind -> module and function (root, part, **options). The modules load when they are asked for.
 _KINDS = {
+    "coco": ("fastfss.data.coco", "open_coco"),
     "folder": ("fastfss.data.own_folder", "open_folder"),
+    "fss1000": ("fastfss.data.fss1000", "open_fss1000"),
+    "pascal": ("fastfss.data.pascal", "open_pascal"),
 }
 
 
