@@ -9,6 +9,7 @@ import fastfss.encoders
 import fastfss.methods
 import fastfss.ops
 import fastfss.protocols
+import fastfss.training
 import fastfss.weights
 
 PUBLIC = {
@@ -37,6 +38,10 @@ PUBLIC = {
         ImageLike MaskLike box_masks dense_masks dilate_scribble letterbox_image
         letterbox_labels letterbox_size read_image read_label_map read_mask read_support_folder
         scribble_masks
+    """,
+    fastfss.training: """
+        FeatureCache Recipe TrainingResult build_cache build_model list_recipes load_recipe
+        recipe_digest recipe_from train
     """,
     fastfss.data.augment: """
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop
