@@ -17,14 +17,14 @@ from fastfss.errors import expected
 from fastfss.methods import FewShotSegmenter
 from fastfss.methods.prediction import Prediction
 from fastfss.protocols._counting import count_pairs
-from fastfss.protocols.episode_lists import EpisodeList, ListedEpisode
+from fastfss.protocols.episode_lists import EpisodeList
 from fastfss.protocols.protocol import Protocol
 from fastfss.protocols.reading import ReadEpisode, Reader
 from fastfss.protocols.scores import EpisodeCounts, Figures, figures_of
 from fastfss.task import Task
 
-# Called with the number of episodes that are done.
-Progress = Callable[[int], None]
+# Called after each episode.
+Progress = Callable[[], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def evaluate(
     mine = torch.zeros(len(episodes.episodes), ways + 1, ways + 1, dtype=torch.int64, device=device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    started, busy, done = time.perf_counter(), 0.0, 0
+    started, busy = time.perf_counter(), 0.0
     for number, listed in enumerate(episodes.episodes):
         if number % processes != rank:
             reader.skip(listed)
@@ -102,9 +102,8 @@ def evaluate(
         labels = reader.labels(read, logits)
         pairs, _ = count_pairs(labels, read.truth, labels=ways + 1)
         mine[number] = pairs[0]
-        done += 1
         if progress is not None:
-            progress(done)
+            progress()
     if processes > 1:
         torch.distributed.all_reduce(mine)
     counts = EpisodeCounts(
@@ -151,11 +150,6 @@ def _task(
         encode: Callable[..., Task] = model.encode_support
         return encode(list(images), list(masks), list(backgrounds))
     return model.encode_support(list(images), list(masks))
-
-
-def truth_of(images: MaskSet, listed: ListedEpisode) -> Tensor:
-    """The query's mask (H, W) of the first way, for pictures."""
-    return images.mask(listed.query, listed.classes[0])
 
 
 def _group() -> tuple[int, int]:

@@ -153,7 +153,8 @@ class _Parts:
         return np.stack(found).mean(axis=0)
 
     def _class_iou(self, weights: Floats) -> Floats:
-        own, union = weights @ self.own, weights @ self.union
+        own: Floats = weights @ self.own
+        union: Floats = weights @ self.union
         iou: Floats = 100 * own / np.maximum(union, 1)
         if self.figure not in ("fold", "pfenet"):
             iou[union == 0] = np.nan
