@@ -150,7 +150,8 @@ class _Parts:
             own = (weights * mask) @ self.side_own
             iou = 100 * own / np.maximum((weights * mask) @ self.side_union, 1)
             found.append(iou[:, 1] if self.figure == "denet" else iou.mean(axis=1))
-        return np.stack(found).mean(axis=0)
+        sides: Floats = np.stack(found).mean(axis=0)
+        return sides
 
     def _class_iou(self, weights: Floats) -> Floats:
         own: Floats = weights @ self.own
