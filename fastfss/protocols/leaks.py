@@ -37,9 +37,7 @@ class LeakReport:
             "ignored": "count for nothing, as published",
             "absent": "are not allowed",
         }[self.rule]
-        shared = (
-            f"; {len(self.shared)} of the test images are training images" if self.shared else ""
-        )
+        shared = f"; {len(self.shared)} test images are training images" if self.shared else ""
         return (
             f"{self.images} training images show novel classes, whose {sum(self.pixels.values())} "
             f"pixels {fate}{shared}"
