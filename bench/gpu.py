@@ -6,8 +6,9 @@
 Inputs rotate through more memory than the L2 holds, so every call finds its inputs cold. Two times
 are taken of ours: replayed in a CUDA graph, which is the GPU's work alone and is what bandwidth and
 rate are computed from, and called one by one, as the published form is, which is not capturable
-where it waits for the GPU. Medians; the two ceilings, a copy and a matrix product in bfloat16, are
-measured in the same run. Every result is compared with the published form before it is timed.
+where it waits for the GPU. Where a kernel in CUDA C++ serves, Triton's is timed beside it. All are
+medians; the two ceilings, a copy and a matrix product in bfloat16, are measured in the same run.
+Every result is compared with the published form before it is timed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu_cases import CASES, Case, Function
+from fastfss.ops import _cuda_call
 from tests.tolerances import RELATIVE
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -136,6 +138,11 @@ def _as_float32(one: Any) -> Any:
     return one.float() if isinstance(one, Tensor) and one.is_floating_point() else one
 
 
+def has_cuda_kernels(device: torch.device) -> bool:
+    """Whether kernels in CUDA C++ serve the device in this build."""
+    return _cuda_call.why_not_cuda(torch.empty(1, 1, 1, 1, device=device)) is None
+
+
 def measure(
     case: Case,
     dtype: torch.dtype,
@@ -152,6 +159,9 @@ def measure(
     # A graph has no autograd: gradients are measured one by one.
     alone = by_graph(ours) if case.reference is not None else one_by_one(ours)
     called, published = one_by_one(ours), one_by_one(bound(case.published, sets))
+    triton = None
+    if case.by_triton is not None and has_cuda_kernels(device):
+        triton = by_graph(bound(case.by_triton, sets))
     return {
         "case": case.name,
         "dtype": str(dtype).removeprefix("torch."),
@@ -160,6 +170,7 @@ def measure(
         "ours_called_us": round(called * 1e6, 2),
         "published_us": round(published * 1e6, 2),
         "published/ours": round(published / called, 2),
+        **({} if triton is None else {"triton_us": round(triton * 1e6, 2)}),
         **limits.row(alone, *case.work(dtype)),
     }
 
@@ -219,7 +230,7 @@ def tune(names: Sequence[str], *, device: torch.device, clock: Clock | None = No
             for config in of_dtype:
                 _launch.overrides[name] = config
                 try:
-                    seconds = time_of(bound(case.ours, sets))
+                    seconds = time_of(bound(case.by_triton or case.ours, sets))
                 finally:
                     del _launch.overrides[name]
                 print(f"{name:26} {dtype!s:15} {seconds * 1e6:9.1f} us  {config}", flush=True)

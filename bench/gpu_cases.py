@@ -42,6 +42,7 @@ class Case:
         published: as the paper's code computes it.
         reference: the plain PyTorch twin, to be compiled; None where it is a gradient.
         work: in a dtype: bytes that must move, floating-point operations.
+        by_triton: the operation by Triton, where CUDA C++ comes first.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Case:
     published: Function
     reference: Function | None
     work: Callable[[torch.dtype], tuple[float, float]]
+    by_triton: Function | None = None
 
 
 def _random(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -88,6 +90,7 @@ def pool(batch: int, channels: int, side: int, pixels: int, resize: str) -> Case
         theirs,
         lambda f, m: masked_average_pool_reference(f, m, resize, True, 1e-5),  # type: ignore[arg-type]
         work,
+        lambda f, m: ops.masked_average_pool(f, m, resize=resize, backend="triton"),  # type: ignore[arg-type]
     )
 
 
@@ -112,6 +115,7 @@ def prototypes(batch: int, channels: int, side: int, count: int, *, each: bool =
         lambda x, y: cosine_scores(x, list(y.unbind(dim=1))),
         lambda x, y: prototype_match_reference(x, y, 10.0, 1e-8),
         work,
+        None if each else lambda x, y: ops.prototype_match(x, y, scale=10.0, backend="triton"),
     )
 
 
@@ -137,6 +141,7 @@ def correlation(batch: int, channels: int, layers: int, side: int) -> Case:
         hsnet_correlation,
         lambda q, s: dense_correlation_reference(q, s, True, 1e-5),
         work,
+        lambda q, s: ops.dense_correlation(q, s, backend="triton"),
     )
 
 

@@ -313,7 +313,7 @@ def _cuda_backend(native: ModuleType | None) -> Backend:
         return Backend("cuda", False, f"{error} ({compiled})")
     if not devices:
         return Backend("cuda", False, f"the CUDA runtime sees no GPU ({compiled})")
-    return Backend("cuda", True, f"{', '.join(devices)} ({compiled}; no operation uses it yet)")
+    return Backend("cuda", True, f"{', '.join(devices)} ({compiled})")
 
 
 def _triton_backend(version: str | None) -> Backend:

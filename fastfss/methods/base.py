@@ -20,6 +20,7 @@ from fastfss.encoders import Encoder, load_encoder
 from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import CheckpointError, expected
 from fastfss.methods.frames import Frame, frame_image, frame_mask, frame_size
+from fastfss.methods.graphed import GraphedQuery
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.shots import Images
@@ -46,6 +47,7 @@ class FewShotSegmenter(nn.Module):
             that are left out.
         frame: how `fit` and `predict` bring images to `size`.
         default_size: `size` where none is given.
+        few_shot: whether a support may be another image than the query.
         encoder: the backbone.
         layers: the feature maps that the method reads.
         size: the pixels to which `fit` and `predict` bring images: of the longer side, or of both
@@ -59,6 +61,7 @@ class FewShotSegmenter(nn.Module):
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     frame: ClassVar[Frame] = "aspect"
     default_size: ClassVar[int | None] = None
+    few_shot: ClassVar[bool] = True
 
     def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
         super().__init__()
@@ -163,9 +166,35 @@ class FewShotSegmenter(nn.Module):
                 if channels_last:
                     fast = fast.to(memory_format=torch.channels_last)
             model._modules[name] = fast.to(dtype=dtype)
+        model._parameters = {
+            name: None if one is None else nn.Parameter(one.detach().to(dtype, copy=True))
+            for name, one in self._parameters.items()
+        }
         # A task of the model serves the copy and the other way round.
         model._origin_fingerprint = self.fingerprint()
         return model.requires_grad_(False).eval()
+
+    def graphed(
+        self,
+        task: Task | Sequence[Task],
+        shape: Sequence[int],
+        output_size: tuple[int, int] | None = None,
+    ) -> GraphedQuery:
+        """Capture `segment` in a CUDA graph: one launch a call instead of one a kernel.
+
+        Args:
+            task: one task, or one a way.
+            shape: (B, 3, H, W) of the queries.
+            output_size: as in `segment`.
+
+        Returns:
+            A function of the query (B, 3, H, W).
+
+        Raises:
+            ValueError: if the model is not on an NVIDIA GPU, or `shape` or a task does not fit.
+            RuntimeError: from CUDA, if the method waits for the GPU (PPNet does).
+        """
+        return GraphedQuery(self, task, shape, output_size)
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors; `create_model(..., weights=path)` reads them.

@@ -6,7 +6,6 @@ Min, Kang, Cho: "Hypercorrelation Squeeze for Few-Shot Segmentation", ICCV 2021.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +13,18 @@ from torch import Tensor
 
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
-from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.hypercorrelation import Grid, HypercorrelationLearner, Level
 from fastfss.methods.info import MethodInfo
+from fastfss.methods.level_pyramid import STRIDES, Fusion, LevelPyramid
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.shots import Images, stacked_shots
 from fastfss.task import Task
 from fastfss.weights import KeyMap
 
-Fusion = Literal["vote", "mean"]
-STRIDES = (8, 16, 32)
-
 HSNET_KEYS = KeyMap("HSNet", (("backbone.features.", "encoder.body."), ("backbone.", "encoder.")))
 
 
-class HSNet(FewShotSegmenter):
+class HSNet(LevelPyramid):
     """HSNet: cosine of all query with all object positions in many levels, then a 4D learner.
 
     The backbone stays as ImageNet made it. Shots are segmented one by one and vote.
@@ -71,29 +67,11 @@ class HSNet(FewShotSegmenter):
         grid: Grid = "square",
         memory_mib: int = 256,
     ) -> None:
-        if layers is None:
-            layers = [one.name for one in encoder.features if one.stride in STRIDES]
-        super().__init__(encoder, layers, size)
-        for name, value, choices in (
-            ("fusion", fusion, ("vote", "mean")),
-            ("grid", grid, ("square", "query")),
-        ):
-            if value not in choices:
-                raise expected(name, f"one of {', '.join(choices)}", repr(value))
-        if memory_mib < 1:
-            raise expected("memory_mib", "at least 1", str(memory_mib))
-        self.fusion, self.memory_mib = fusion, memory_mib
-        strides = [encoder.info(layer).stride for layer in self.layers]
-        if sorted(set(strides)) != list(STRIDES):
-            wanted = f"maps at strides 8, 16 and 32 of {encoder.name}"
-            raise expected("layers", wanted, ", ".join(map(str, strides)))
-        self.levels = tuple(
-            tuple(n for n, s in zip(self.layers, strides, strict=True) if s == stride)
-            for stride in STRIDES
-        )
+        super().__init__(encoder, layers, size, fusion, memory_mib)
+        if grid not in ("square", "query"):
+            raise expected("grid", "one of square, query", repr(grid))
         two, three, four = map(len, self.levels)
         self.hpn_learner = HypercorrelationLearner((two, three, four), grid)
-        encoder.requires_grad_(False)
 
     def encode_support(self, images: Images, masks: Images) -> Task:
         """Turn a support set into masked feature maps; see FewShotSegmenter.encode_support.
@@ -119,13 +97,12 @@ class HSNet(FewShotSegmenter):
     ) -> Prediction:
         """Segment query images; see FewShotSegmenter.segment.
 
-        With one shot, or fusion "mean", `logits` are the network's. Votes are given as the pair
-        (just below 1/2, votes over the most votes in the image).
+        With one shot, or fusion "mean", `logits` are the network's; else see `fused`.
         """
         tasks = self.ways_of(query, task)
         size = output_size or (query.shape[2], query.shape[3])
         shots = self.shot_logits(query, tasks, size)
-        return Prediction.from_pairs([self._fused(one) for one in shots])
+        return Prediction.from_pairs([self.fused(one) for one in shots])
 
     def shot_logits(
         self, query: Tensor, tasks: Sequence[Task], size: tuple[int, int]
@@ -133,15 +110,9 @@ class HSNet(FewShotSegmenter):
         """For each task the logits (B, K, 2, H, W) of its shots, on one encoding of the query."""
         maps = self.pyramid(query)
         batch = query.shape[0]
-        supports = {
-            name: _joined([self._support(one, name, maps[name]) for one in tasks])
-            for name in self.layers
-        }
-        for stride in STRIDES:
-            masks = [one.tensors[f"mask.{stride}"] for one in tasks]
-            supports[f"mask.{stride}"] = _joined([m.expand(batch, -1, -1, -1) for m in masks])
+        supports = self.support_maps(tasks, maps, [f"mask.{stride}" for stride in STRIDES])
         count = supports[self.layers[0]].shape[1]
-        together = max(1, (self.memory_mib << 20) // self._bytes(maps, supports))
+        together = max(1, (self.memory_mib << 20) // self.correlation_bytes(maps, supports))
         parts = []
         for start in range(0, count, together):
             part = {name: one[:, start : start + together] for name, one in supports.items()}
@@ -168,12 +139,6 @@ class HSNet(FewShotSegmenter):
             for stride, names in zip(STRIDES, self.levels, strict=True)
         ]
 
-    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps of all layers, without gradient: the backbone is never trained."""
-        with torch.no_grad():
-            maps: dict[str, Tensor] = self.encoder(images, self.layers)
-        return maps
-
     def forward(self, images: Images, masks: Images, query: Tensor) -> Tensor:
         """The training forward, one shot: logits (B, 2, H, W) at the query's size."""
         task = self.encode_support(images, masks)
@@ -190,36 +155,3 @@ class HSNet(FewShotSegmenter):
             query_mask: (B, H, W) of {0, 1, 255}.
         """
         return F.cross_entropy(logits, (query_mask == 1).long())
-
-    def _fused(self, shots: Tensor) -> Tensor:
-        """(B, K, 2, H, W) -> (B, 2, H, W)."""
-        count = shots.shape[1]
-        if count == 1:
-            return shots[:, 0]
-        if self.fusion == "mean":
-            return shots.mean(dim=1)
-        votes = shots.argmax(dim=2).sum(dim=1).to(shots.dtype)
-        share = votes / votes.amax(dim=(1, 2), keepdim=True).clamp_min(1)
-        # Half of the most votes is enough; the shares next to 1/2 are 1 / (2 K) away.
-        return torch.stack([torch.full_like(share, 0.5 - 1 / (8 * count)), share], dim=1)
-
-    def _support(self, task: Task, name: str, query: Tensor) -> Tensor:
-        """A task's map (B, K, C, h, w) for a query of B images."""
-        if name not in task.tensors or task.tensors[name].shape[2] != query.shape[1]:
-            came = ", ".join(f"{k} {tuple(v.shape)}" for k, v in task.tensors.items())
-            raise expected("task", f"a map (B, K, {query.shape[1]}, h, w) of {name}", came)
-        support = task.tensors[name].to(query.dtype)
-        return support.expand(query.shape[0], *support.shape[1:])
-
-    def _bytes(self, query: dict[str, Tensor], support: dict[str, Tensor]) -> int:
-        """The size of all correlations of one shot with a batch of queries."""
-        pairs = sum(
-            query[name][0, 0].numel() * support[name][0, 0, 0].numel() for name in self.layers
-        )
-        first = query[self.layers[0]]
-        return pairs * first.shape[0] * first.element_size()
-
-
-def _joined(ways: list[Tensor]) -> Tensor:
-    """The shots (B, K, ...) of all ways; not copied for one way."""
-    return ways[0] if len(ways) == 1 else torch.cat(ways, dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastfss.kernels._launch import interpreted
 
 # The values of fastfss::DType in csrc/include/fastfss/tensor.h.
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.bool: 2}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.bool: 2, torch.float16: 3}
 
 View = tuple[int, int, torch.Size, tuple[int, ...]]
 

@@ -8,6 +8,7 @@ reference; `explain` tells what would happen and why, from the very checks that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ import torch
 
 from fastfss.errors import expected
 
-Backend = Literal["auto", "native", "triton", "reference"]
-BACKENDS: tuple[Backend, ...] = ("auto", "native", "triton", "reference")
+Backend = Literal["auto", "native", "cuda", "triton", "reference"]
+BACKENDS: tuple[Backend, ...] = ("auto", "native", "cuda", "triton", "reference")
 
 library = torch.library.Library("fastfss", "DEF")
 
@@ -38,13 +39,14 @@ class Implementation:
 class Operation:
     """One torch operator and the backends behind it.
 
-    At most one of `fast` serves a call: the native core takes tensors of the CPU, Triton's kernels
-    those of a GPU (or, with TRITON_INTERPRET=1, of the CPU in the native core's place).
+    The first of `fast` that can serve a call does: the native core takes tensors of the CPU,
+    kernels in CUDA C++ and in Triton those of a GPU (Triton's, with TRITON_INTERPRET=1, of the CPU
+    in the native core's place).
     """
 
     name: str
     reference: Callable[..., Any]
-    fast: dict[str, Implementation]
+    fast: dict[Backend, Implementation]
 
     def __call__(self, backend: Backend, *args: Any) -> Any:
         """Run by the chosen backend; NotImplementedError names what a forced one lacks."""
@@ -52,23 +54,42 @@ class Operation:
             return getattr(torch.ops.fastfss, self.name).default(*args)
         if backend == "reference":
             return self.reference(*args)
-        if backend not in self.fast:
+        if backend not in BACKENDS:
             raise expected("backend", f"one of {', '.join(BACKENDS)}", repr(backend))
+        if backend not in self.fast:
+            raise NotImplementedError(f"{self.name}: there are no kernels of backend {backend!r}")
         if (reason := self.fast[backend].why_not(*args)) is not None:
             raise NotImplementedError(
                 f"{self.name}: backend {backend!r} cannot serve this call: {reason}"
             )
-        return getattr(torch.ops.fastfss, self.name).default(*args)
+        operator = getattr(torch.ops.fastfss, self.name).default
+        if self.choice(*args) == backend:
+            return operator(*args)
+        token = _forced.set((self.name, backend))
+        try:
+            return operator(*args)
+        finally:
+            _forced.reset(token)
+
+    def choice(self, *args: Any) -> Backend:
+        """The backend that serves the call where none is forced."""
+        for name, implementation in self.fast.items():
+            if implementation.why_not(*args) is None:
+                return name
+        return "reference"
 
     def dispatch(self, *args: Any) -> Any:
-        """Run by the backend that serves the call, else by the reference."""
-        for implementation in self.fast.values():
-            if implementation.why_not(*args) is None:
-                return implementation.run(*args)
-        return self.reference(*args)
+        """Run by the forced backend, else by the one that serves the call."""
+        name, backend = _forced.get()
+        if name != self.name:
+            backend = self.choice(*args)
+        return self.reference(*args) if backend == "reference" else self.fast[backend].run(*args)
 
 
 _operations: dict[str, Operation] = {}
+
+# An operation and the backend that a call of it must take instead of the first that could.
+_forced: ContextVar[tuple[str, Backend]] = ContextVar("forced", default=("", "reference"))
 
 
 def register(
@@ -81,6 +102,8 @@ def register(
     triton: Callable[..., Any],
     why_not_triton: Callable[..., str | None],
     fake: Callable[..., Any],
+    cuda: Callable[..., Any] | None = None,
+    why_not_cuda: Callable[..., str | None] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
 ) -> Operation:
@@ -95,14 +118,16 @@ def register(
         triton: the call into fastfss.kernels, same arguments.
         why_not_triton: same arguments; the reason why `triton` cannot serve them, or None.
         fake: shapes and dtypes only, for torch.compile.
+        cuda: the call of the kernel in CUDA C++, same arguments; None where there is none.
+        why_not_cuda: same arguments; the reason why `cuda` cannot serve them, or None.
         backward: torch.library's `backward(ctx, *grads)`; None for an operator without a gradient.
         setup_context: torch.library's `setup_context(ctx, inputs, output)`.
     """
     library.define(name + schema)
-    fast = {
-        "native": Implementation(native, why_not_native),
-        "triton": Implementation(triton, why_not_triton),
-    }
+    fast: dict[Backend, Implementation] = {"native": Implementation(native, why_not_native)}
+    if cuda is not None and why_not_cuda is not None:
+        fast["cuda"] = Implementation(cuda, why_not_cuda)
+    fast["triton"] = Implementation(triton, why_not_triton)
     operation = Operation(name, reference, fast)
     library.impl(name, operation.dispatch, "CPU")
     library.impl(name, operation.dispatch, "CUDA")

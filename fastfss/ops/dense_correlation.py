@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastfss.errors import expected, expected_kind
-from fastfss.ops import _native_call, _triton_call
+from fastfss.ops import _cuda_call, _native_call, _triton_call
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
 
@@ -54,7 +54,7 @@ def dense_correlation(
         supports: L maps (B, C_l, hs, ws) of one grid, masked before if only an object counts.
         clamp: whether negative cosines become 0.
         eps: added to every norm.
-        backend: "auto", or "native", "triton" or "reference" to force one.
+        backend: "auto", or "native", "cuda", "triton" or "reference" to force one.
 
     Returns:
         (B, L, hq, wq, hs, ws), in the maps' dtype.
@@ -132,6 +132,43 @@ def _why_not_native(
     return _native_call.why_not_native(*queries, *supports)
 
 
+def _why_not_cuda(
+    queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float
+) -> str | None:
+    return _cuda_call.why_not_cuda(*queries, *supports)
+
+
+def _cuda(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float) -> Tensor:
+    out = queries[0].new_empty(_shape(queries, supports))
+    if out.numel() == 0 or 0 in (query.shape[1] for query in queries):
+        return dense_correlation_reference(queries, supports, clamp, eps)
+    module = _cuda_call.module
+    assert module is not None
+    view = _native_call.view
+    kept: list[Tensor] = []  # a view holds no reference to what it looks at
+
+    def scratch(*shape: int, dtype: torch.dtype) -> _native_call.View:
+        kept.append(out.new_empty(shape, dtype=dtype))
+        return view(kept[-1])
+
+    def packed(maps: Tensor) -> _native_call.View | None:
+        batch, channels, positions = maps.shape
+        if module.cuda_correlation_packed(view(maps)):
+            return None
+        return scratch(batch, positions, -(-channels // 8) * 8, dtype=maps.dtype)
+
+    layers = []
+    for query, support in zip(queries, supports, strict=True):
+        q, s = query.flatten(2), support.flatten(2)
+        kept += [q, s]
+        scales = [scratch(*(m.shape[0], m.shape[2]), dtype=torch.float32) for m in (q, s)]
+        layers.append((view(q), view(s), packed(q), packed(s), *scales))
+    results = out.flatten(4).flatten(2, 3)  # (B, L, N, M)
+    with _triton_call.on_device_of(out):
+        module.cuda_dense_correlation(layers, view(results), eps, clamp, _cuda_call.stream_of(out))
+    return out
+
+
 def _triton(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float) -> Tensor:
     out = queries[0].new_empty(_shape(queries, supports))
     if out.numel() == 0 or 0 in (query.shape[1] for query in queries):
@@ -189,6 +226,8 @@ operation = register(
     reference=dense_correlation_reference,
     native=_native,
     why_not_native=_why_not_native,
+    cuda=_cuda,
+    why_not_cuda=_why_not_cuda,
     triton=_triton,
     why_not_triton=_why_not_triton,
     fake=_fake,

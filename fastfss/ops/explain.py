@@ -58,16 +58,21 @@ def explain(operation: str, *args: Any, **kwargs: Any) -> Explanation:
     return explainers[operation](*args, **kwargs)
 
 
-INSTEAD = {"native": "the native core is faster", "triton": "a Triton kernel serves the call"}
-NO_CUDA = "fastfss has no CUDA C++ kernel for this operation yet"
+INSTEAD = {
+    "native": "the native core is faster",
+    "cuda": "a kernel in CUDA C++ serves the call",
+    "triton": "a Triton kernel serves the call",
+}
+NO_CUDA = "fastfss has no CUDA C++ kernel for this operation"
 
 
 def choose(operation: Operation, *args: Any, note: str | None = None) -> Explanation:
     """The Explanation for the operator's arguments; `note` is of a call by a fast backend."""
-    reasons = {name: one.why_not(*args) for name, one in operation.fast.items()}
-    lacking = {name: reason for name, reason in reasons.items() if reason is not None}
-    for name in reasons:
-        if name not in lacking:
-            others = {"reference": INSTEAD[name], **lacking, "cuda": NO_CUDA}
-            return Explanation(operation.name, name, others, note)
-    return Explanation(operation.name, "reference", {**lacking, "cuda": NO_CUDA})
+    chosen = operation.choice(*args)
+    reasons = {} if chosen == "reference" else {"reference": INSTEAD[chosen]}
+    for name, one in operation.fast.items():
+        if name != chosen:
+            reasons[name] = one.why_not(*args) or INSTEAD[chosen]
+    if "cuda" not in operation.fast:
+        reasons["cuda"] = NO_CUDA
+    return Explanation(operation.name, chosen, reasons, None if chosen == "reference" else note)

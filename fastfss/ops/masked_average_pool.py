@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.errors import expected, expected_kind
-from fastfss.ops import _layout, _native_call, _triton_call
+from fastfss.ops import _cuda_call, _layout, _native_call, _triton_call
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
 
@@ -87,7 +87,7 @@ def masked_average_pool(
         resize: what is resized, "mask" or "features".
         align_corners: as in torch.nn.functional.interpolate; True in the published methods.
         eps: added to the sum of the weights.
-        backend: "auto", or "native", "triton" or "reference" to force one.
+        backend: "auto", or "native", "cuda", "triton" or "reference" to force one.
 
     Returns:
         (B, M, C), in the features' dtype.
@@ -143,7 +143,7 @@ def _why_not_native(
 
 def _native_masks(masks: Tensor) -> Tensor:
     """Rows of bytes, float32 or bfloat16."""
-    if masks.dtype not in _native_call.DTYPES:
+    if masks.dtype not in (torch.float32, torch.bfloat16, torch.bool, torch.uint8):
         masks = masks.float()
     return masks if masks.shape[3] == 1 or masks.stride(3) == 1 else masks.contiguous()
 
@@ -162,6 +162,42 @@ def _native(
         *(view(maps), channels_last, view(masks), resize == "mask", align_corners, eps),
         *(view(out), torch.get_num_threads()),
     )
+    return out
+
+
+def _why_not_cuda(
+    features: Tensor, masks: Tensor, resize: Resize, align_corners: bool, eps: float
+) -> str | None:
+    if masks.shape[1] > _cuda_call.MOST_BLOCKS:
+        return f"{masks.shape[1]} masks, more than {_cuda_call.MOST_BLOCKS}"
+    return _cuda_call.why_not_cuda(features)
+
+
+def _cuda(
+    features: Tensor, masks: Tensor, resize: Resize, align_corners: bool, eps: float
+) -> Tensor:
+    (batch, channels, height, width), count = features.shape, masks.shape[1]
+    out = features.new_empty((batch, count, channels))
+    if out.numel() == 0:
+        return out
+    module = _cuda_call.module
+    assert module is not None
+    maps, channels_last = _layout.walkable(features)
+    if masks.dtype not in _native_call.DTYPES:
+        masks = masks.float()
+    row = module.cuda_pool_row(height * width)
+    weights = features.new_empty((batch, count, row), dtype=torch.float32)
+    parts = None
+    if channels_last:
+        splits = module.cuda_pool_splits(batch, channels, height * width)
+        parts = features.new_empty((batch, splits, count, channels), dtype=torch.float32)
+    view = _native_call.view
+    with _triton_call.on_device_of(features):
+        module.cuda_masked_average_pool(
+            *(view(maps), channels_last, view(masks), resize == "mask", align_corners, eps),
+            *(view(weights), None if parts is None else view(parts), view(out)),
+            _cuda_call.stream_of(features),
+        )
     return out
 
 
@@ -322,6 +358,8 @@ _forward = register(
     reference=masked_average_pool_reference,
     native=_native,
     why_not_native=_why_not_native,
+    cuda=_cuda,
+    why_not_cuda=_why_not_cuda,
     triton=_triton,
     why_not_triton=_why_not_triton,
     fake=_fake,

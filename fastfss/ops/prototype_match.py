@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from fastfss.errors import expected, expected_kind
-from fastfss.ops import _layout, _native_call, _triton_call
+from fastfss.ops import _cuda_call, _layout, _native_call, _triton_call
 from fastfss.ops._registry import Backend, register
 from fastfss.ops.explain import Explanation, choose, explainers
 
@@ -51,7 +51,7 @@ def prototype_match(
         scale: factor of the cosine.
         eps: the least norm, above 0.
         reduce: "max" or "mean" of the G members' scores; equal maxima share the gradient.
-        backend: "auto", or "native", "triton" or "reference" to force one.
+        backend: "auto", or "native", "cuda", "triton" or "reference" to force one.
 
     Returns:
         (B, P, h, w), in the features' dtype.
@@ -171,6 +171,37 @@ def _native(
         *(view(maps), view(prototypes), channels_last, scale, eps),
         *(view(scores), view(norms), torch.get_num_threads()),
     )
+    return scores, norms
+
+
+def _why_not_cuda(features: Tensor, prototypes: Tensor, scale: float, eps: float) -> str | None:
+    if prototypes.ndim == 5:
+        return "the kernel in CUDA C++ does not take a prototype for every position"
+    return _cuda_call.why_not_cuda(features, prototypes.unsqueeze(3))
+
+
+def _cuda(features: Tensor, prototypes: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
+    scores, norms = _fake(features, prototypes, scale, eps)
+    if 0 in (scores.numel(), features.shape[1]):
+        return _reference(features, prototypes, scale, eps)
+    module = _cuda_call.module
+    assert module is not None
+    maps, channels_last = _layout.walkable(features)
+    if prototypes.shape[2] > 1 and prototypes.stride(2) != 1:
+        prototypes = prototypes.contiguous()
+    batch, channels, height, width = features.shape
+    parts = None
+    splits = module.cuda_match_splits(batch, channels, height * width)
+    if splits > 1 and not channels_last:
+        shape = (batch, splits, 1 + prototypes.shape[1], height * width)
+        parts = features.new_empty(shape, dtype=torch.float32)
+    view = _native_call.view
+    with _triton_call.on_device_of(features):
+        module.cuda_prototype_match(
+            *(view(maps), channels_last, view(prototypes), scale, eps),
+            *(None if parts is None else view(parts), view(scores), view(norms)),
+            _cuda_call.stream_of(features),
+        )
     return scores, norms
 
 
@@ -347,6 +378,8 @@ _forward = register(
     reference=_reference,
     native=_native,
     why_not_native=_why_not_native,
+    cuda=_cuda,
+    why_not_cuda=_why_not_cuda,
     triton=_triton,
     why_not_triton=_why_not_triton,
     fake=_fake,

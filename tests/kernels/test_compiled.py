@@ -90,8 +90,25 @@ def matching_backward(dtype: torch.dtype, layout: str) -> None:
     kernels.backward(grad, of_totals, x, x, x, mask, 2.0, True, 1e-8, *grads)
 
 
+def pivot(dtype: torch.dtype, layout: str) -> None:
+    from fastfss.kernels import center_pivot_conv4d as kernels
+
+    norm = torch.empty(128, dtype=dtype)
+    # The first stage of a level, whose few channels are gathered one by one, and the last.
+    for shape, outputs, kernel, stride in (
+        ((1, 50, 50, 50, 50, 4), 16, 5, 4),
+        ((1, 50, 50, 4, 4, 64), 128, 3, 2),
+    ):
+        x = torch.empty(shape, dtype=dtype)
+        weight = x.new_empty(outputs, shape[-1], kernel, kernel)
+        out = x.new_empty(1, 50, 50, -(-shape[3] // stride), -(-shape[4] // stride), outputs)
+        bias = norm[:outputs]
+        kernels.forward(x, weight, weight, bias, stride, out, (bias, bias, 4, 1e-5))
+
+
 # The products of large matrices, which must use the tensor cores.
 PRODUCTS = {
+    "_convolve",
     "_correlate",
     "_match",
     "_exponentials",
@@ -108,6 +125,7 @@ EXPECTED = {
         "_one_each_backward",
     },
     correlation: {"_to_rows", "_correlate"},
+    pivot: {"_convolve", "_statistics", "_apply"},
     matching: {
         *("_to_rows", "_select", "_exponentials", "_times_rows", "_match", "_combine"),
         "_combine_maxima",
@@ -132,6 +150,8 @@ def check(
         narrow = (launch is correlation and kernel.name == "_to_rows") or (
             dtype == torch.float16 and kernel.name == "_transposed_times_rows"
         )
+        # A tap of four channels is 8 bytes.
+        narrow |= kernel.name == "_convolve" and kernel is not kernels[-3]
         if kernel.name in PRODUCTS | STREAMS and not narrow:
             assert kernel.wide_copies, kernel.name
 
@@ -156,11 +176,17 @@ def test_for_every_dtype_and_layout(launch, dtype, layout, arch):
 def test_every_configuration_fits(dtype, arch):
     """What `bench.gpu --tune` may put in a first configuration's place."""
     from fastfss.kernels import _dense_match_blocks, _launch, dense_correlation, dense_match
+    from fastfss.kernels import center_pivot_conv4d as convolution
     from fastfss.kernels import dense_match_backward as backward
 
     wide = dtype == torch.float32
     blocks = _dense_match_blocks.CONFIGS_FLOAT32 if wide else _dense_match_blocks.CONFIGS
     tables = {
+        "center_pivot_conv4d": (
+            pivot,
+            convolution.CONFIGS_FLOAT32 if wide else convolution.CONFIGS,
+        ),
+        "center_pivot_conv4d_gathered": (pivot, convolution.CONFIGS_GATHERED),
         "dense_correlation": (
             correlation,
             dense_correlation.CONFIGS_FLOAT32 if wide else dense_correlation.CONFIGS,

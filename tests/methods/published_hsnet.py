@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfss.methods import HSNet
-from fastfss.methods.hypercorrelation import CenterPivotConv4d, HypercorrelationLearner
+from fastfss.methods.hypercorrelation import (
+    CenterPivotConv4d,
+    HypercorrelationEncoder,
+    HypercorrelationLearner,
+)
 from tests.published import hsnet_correlation
 
 
@@ -46,8 +50,8 @@ def published_resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return maps.view(batch, hb, wb, channels, *size).permute(0, 3, 4, 5, 1, 2).contiguous()
 
 
-def published_learner(learner: HypercorrelationLearner, levels: Sequence[Tensor]) -> Tensor:
-    """Logits (B, 2, 2w, 2w) of the levels at strides 8, 16, 32."""
+def published_encoder(learner: HypercorrelationEncoder, levels: Sequence[Tensor]) -> Tensor:
+    """The map (B, 128, h, w) of the levels at strides 8, 16, 32."""
     level2, level3, level4 = (
         published_block(level, block)
         for level, block in zip(
@@ -61,7 +65,13 @@ def published_learner(learner: HypercorrelationLearner, levels: Sequence[Tensor]
     size = (level2.shape[2], level2.shape[3])
     mixed = published_block(published_resize(mixed, size) + level2, learner.encoder_layer3to2)
     batch, channels, height, width = mixed.shape[:4]
-    encoded = mixed.view(batch, channels, height, width, -1).mean(dim=-1)
+    return mixed.view(batch, channels, height, width, -1).mean(dim=-1)
+
+
+def published_learner(learner: HypercorrelationLearner, levels: Sequence[Tensor]) -> Tensor:
+    """Logits (B, 2, 2w, 2w) of the levels at strides 8, 16, 32."""
+    encoded = published_encoder(learner, levels)
+    width = encoded.shape[3]
     decoded = learner.decoder1(encoded)
     enlarged = F.interpolate(decoded, (2 * width, 2 * width), mode="bilinear", align_corners=True)
     logits: Tensor = learner.decoder2(enlarged)

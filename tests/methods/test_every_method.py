@@ -14,6 +14,7 @@ import fastfss
 from fastfss import Task, create_model, list_models
 from fastfss.cli import main
 from fastfss.methods import FewShotSegmenter
+from tests.methods.options import OPTIONS
 
 # Small, to be quick; PFENet wants 8 n + 1 pixels, DCAMA a multiple of 32.
 SIZES = {"dcama": 96}
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*random weights.*:UserWarning")
 @cache
 def model(method: str) -> FewShotSegmenter:
     torch.manual_seed(0)
-    return create_model(method, size=SIZES.get(method, 97))
+    return create_model(method, size=SIZES.get(method, 97), **OPTIONS.get(method, {}))
 
 
 def picture(seed: int, height: int = 60, width: int = 90) -> tuple[Image.Image, np.ndarray]:
@@ -100,7 +101,9 @@ def test_a_saved_model_comes_back(method: str, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     model(method).save(file)
     torch.manual_seed(1)
-    again = create_model(method, size=SIZES.get(method, 97), weights=file)
+    again = create_model(
+        method, size=SIZES.get(method, 97), weights=file, **OPTIONS.get(method, {})
+    )
     assert again.fingerprint() == model(method).fingerprint()
 
 
@@ -109,7 +112,9 @@ def test_a_saved_copy_for_inference_comes_back_folded(method: str, tmp_path: Pat
     file = tmp_path / "fast.safetensors"
     fast = model(method).for_inference()
     fast.save(file)
-    again = create_model(method, size=SIZES.get(method, 97), weights=file)
+    again = create_model(
+        method, size=SIZES.get(method, 97), weights=file, **OPTIONS.get(method, {})
+    )
     task = fast.fit([picture(1)])
     query = picture(2)[0]
     wanted = fast.predict(query, task).scores
@@ -169,6 +174,7 @@ def test_the_program_takes_it(method: str, tmp_path: Path, capsys: pytest.Captur
         [
             *("predict", "--method", method, "--size", size, "--support", *files[:2]),
             *("--query", files[2], "--out", str(tmp_path / "out")),
+            *(f"--option={name}={value}" for name, value in OPTIONS.get(method, {}).items()),
         ]
     )
     assert code == 0, capsys.readouterr().err

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastfss
 from fastfss import HSNet, Task, create_encoder
-from fastfss.methods.hypercorrelation import GroupNorm4d, Level, _correlate_and_convolve
+from fastfss.methods.hypercorrelation import GroupNorm4d, Level
 from tests.methods.published_hsnet import published_learner, published_predict
 from tests.published import hsnet_correlation
 from tests.tolerances import assert_close
@@ -79,7 +79,7 @@ def test_half_of_the_most_votes_is_enough(network: HSNet) -> None:
     shots = torch.zeros(1, 4, 2, 1, 5)
     for shot in range(4):
         shots[0, shot, 1, 0] = torch.where(shot < votes[0], 1.0, -1.0)
-    pair = network._fused(shots)
+    pair = network.fused(shots)
     assert (pair[:, 1] > pair[:, 0]).long().tolist() == [[[0, 0, 1, 1, 1]]]
 
 
@@ -140,9 +140,9 @@ def test_what_is_outside_of_the_object_need_not_be_computed(
     mask[1, 3:7, 6:] = mask[0].any()
     queries = [torch.randn(2, 16, 9, 8, generator=generator) for _ in range(4)]
     supports = [torch.randn(2, 16, 9, 8, generator=generator) * mask[:, None] for _ in range(4)]
-    conv = network.hpn_learner.encoder_layer2[0]
-    whole = conv(Level(queries, supports).correlations())
-    found = _correlate_and_convolve(Level(queries, supports, mask), conv)
+    conv, norm = network.hpn_learner.encoder_layer2[:2]
+    whole = norm(conv(Level(queries, supports).correlations())).relu()
+    found = conv.normed(Level(queries, supports, mask), norm)
     assert_close(found, whole)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -45,6 +46,49 @@ def test_every_cuda_source_is_compiled_for_the_architectures_asked_for(build):
     assert set(cuda) == {path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
     for command in cuda.values():
         assert set(re.findall(r"\bsm_(\d+)", command)) == {"80", "90"}
+
+
+def kernels(build: Path, flag: str) -> dict[str, str]:
+    """What cuobjdump says of every kernel, by "<sm> <kernel>"."""
+    triton = importlib.util.find_spec("triton")
+    if triton is None or triton.origin is None:
+        pytest.skip("needs triton, which carries cuobjdump")
+    tool = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        pytest.skip("this triton carries no cuobjdump")
+    found = {}
+    for one in build.glob("temp/**/*.cu.o"):
+        architecture = ""
+        text = run(str(tool), flag, str(one), cwd=build)
+        for part in re.split(r"(?m)^(?=\s*Function|\s*arch = |Fatbin)", text):
+            if match := re.search(r"arch = (sm_\d+)", part):
+                architecture = match[1]
+            if match := re.match(r"\s*Function\s*:?\s*(\w+)", part):
+                found[f"{architecture} {match[1]}"] = part
+    assert found
+    return found
+
+
+def test_no_kernel_spills_registers(build):
+    for name, code in kernels(build, "-sass").items():
+        assert not re.search(r"\b(LDL|STL)\b", code), name
+
+
+# Instances for maps that allow it: mangled, "Li8E" and "Li4E" are the elements of 16 bytes.
+WIDE = r"(pool_rows|pool_columns|match_columns|match_rows)I(f|\w*?F16E)Li(8|4)E"
+
+
+def test_maps_are_read_16_bytes_at_a_time_and_products_use_tensor_cores(build):
+    code = kernels(build, "-sass")
+    wide = {name: text for name, text in code.items() if re.search(WIDE, name)}
+    assert len(wide) == 2 * 3 * 5  # architectures, dtypes; pool_rows twice
+    for name, text in wide.items():
+        assert "LDG.E.128" in text, name
+    products = {name: text for name, text in code.items() if "correlateI" in name}
+    assert len(products) == 4
+    for name, text in products.items():
+        assert "LDGSTS.E.BYPASS.128" in text, name
+        assert "HMMA.16816.F32" in text, name
 
 
 def test_module_needs_neither_driver_nor_cuda_libraries_to_load(build):

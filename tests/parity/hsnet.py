@@ -103,7 +103,7 @@ def _intermediates(
     learner = model.hpn_learner
     found: dict[str, Tensor] = {}
     hooks = [
-        block[-1].register_forward_hook(
+        block.register_forward_hook(
             lambda _module, _inputs, output, name=name: found.update({name: output.clone()})
         )
         for name, block in learner.named_children()

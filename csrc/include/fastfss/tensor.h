@@ -8,7 +8,8 @@
 namespace fastfss {
 
 // The values are shared with fastfss/ops/_native_call.py.
-enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kUInt8 = 2 };  // kUInt8: masks; bool too
+// kUInt8: masks; bool too. kFloat16: on GPUs alone.
+enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kUInt8 = 2, kFloat16 = 3 };
 
 constexpr int kMaxRank = 6;
 

@@ -1,0 +1,59 @@
+// The operations that have kernels in CUDA C++; csrc/cuda. Tensors lie on the current device, and
+// nothing waits for it. A launch that fails throws std::runtime_error with the runtime's words.
+#pragma once
+
+#include <vector>
+
+#include "fastfss/tensor.h"
+
+namespace fastfss::cuda {
+
+using Stream = void*;  // cudaStream_t, without CUDA's headers
+
+struct MaskedAveragePool {
+  TensorView features;  // [B, C, h, w], float32, float16 or bfloat16
+  bool channels_last;
+  TensorView masks;  // [B, M, H, W], bytes or floats of the three kinds, any strides
+  bool shrink_mask;  // the mask is resized to the features; else the features to the mask
+  bool align_corners;
+  float eps;
+  TensorView weights;  // [B, M, pool_row(h * w)] float32: scratch
+  TensorView parts;    // [B, S, M, C] float32: scratch of channels-last maps
+  TensorView out;      // [B, M, C], contiguous, of the features' dtype
+};
+// The floats that one mask takes in `weights`, and S.
+int64_t pool_row(int64_t positions);
+int pool_splits(int64_t batch, int64_t channels, int64_t positions);
+void masked_average_pool(const MaskedAveragePool& call, Stream stream);
+
+struct PrototypeMatch {
+  TensorView features;  // [B, C, h, w]
+  bool channels_last;
+  TensorView prototypes;  // [B, P, C], of the features' dtype, C contiguous
+  float scale, eps;
+  TensorView parts;   // [B, S, 1 + P, h * w] float32: scratch of channels-first maps where S > 1
+  TensorView scores;  // [B, P, h, w], contiguous, their dtype
+  TensorView norms;   // [B, 1, h, w] float32: |x|
+};
+int match_splits(int64_t batch, int64_t channels, int64_t positions);
+void prototype_match(const PrototypeMatch& call, Stream stream);
+
+struct CorrelationLayer {
+  TensorView query;           // [B, C, N], any strides
+  TensorView support;         // [B, C, M]
+  TensorView query_packed;    // [B, N, C'], or no data where the maps are packed already:
+  TensorView support_packed;  // [B, M, C'], C' = C rounded up to 8: scratch
+  TensorView query_scales;    // [B, N] float32: scratch
+  TensorView support_scales;  // [B, M]
+};
+struct DenseCorrelation {
+  std::vector<CorrelationLayer> layers;
+  TensorView out;  // [B, L, N, M], contiguous, of the maps' dtype
+  float eps;
+  bool clamp;
+};
+// Whether [B, C, N] is [B, N, C] in memory in the way that the products read.
+bool correlation_packed(const TensorView& maps);
+void dense_correlation(const DenseCorrelation& call, Stream stream);
+
+}  // namespace fastfss::cuda

@@ -1,0 +1,94 @@
+"""Correlations of two masked images in both directions, whose masks change and products do not.
+
+With unmasked maps q, s of norms n and masks m, the correlation of the masked maps is
+
+    max(0, <m_i q_i, m_j s_j>) / ((m_i n_i + eps) (m_j n_j + eps)) = a_i b_j C_ij
+    C_ij = max(0, <q_i, s_j>) / ((n_i + eps) (n_j + eps))
+    a_i = m_i (n_i + eps) / (m_i n_i + eps)
+
+so that C is made once a pair, and what the support sees of the query is its transpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastfss.methods.hypercorrelation import Hypercorrelation
+from fastfss.ops import dense_correlation
+
+EPS = 1e-5
+_PART_BYTES = 4 << 20  # of the product, transposed while it is in the cache
+
+
+@dataclass(frozen=True, eq=False)
+class MutualLevel(Hypercorrelation):
+    """One level of P pairs of images; the first P items have the query's side first.
+
+    Attributes:
+        product: (2 P, h, w, h, w, L), C of each pair and then its transposes; only P of them for
+            the query's side alone.
+        norms: (2 P, L, h, w), of the queries' maps and then of the supports'.
+        masks: (2 P, 1, h, w), as norms.
+    """
+
+    product: Tensor
+    norms: Tensor
+    masks: Tensor
+
+    @staticmethod
+    def of(queries: Sequence[Tensor], supports: Sequence[Tensor]) -> MutualLevel:
+        """The level of L maps (P, C_l, h, w) of each side, unmasked."""
+        first = queries[0]
+        pairs, _, height, width = first.shape
+        product = first.new_empty(2 * pairs, height, width, height, width, len(queries))
+        row = pairs * width * height * width * len(queries) * first.element_size()
+        rows = min(height, max(1, _PART_BYTES // row))
+        for start in range(0, height, rows):
+            part = slice(start, start + rows)
+            found = dense_correlation([q[:, :, part] for q in queries], supports, eps=EPS)
+            product[:pairs, part] = found.permute(0, 2, 3, 4, 5, 1)
+            product[pairs:, :, :, part] = found.permute(0, 4, 5, 2, 3, 1)
+        norms = [torch.cat([q, s]).norm(dim=1) for q, s in zip(queries, supports, strict=True)]
+        masks = first.new_ones(2 * pairs, 1, height, width)
+        return MutualLevel(product, torch.stack(norms, dim=1), masks)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int, int]:
+        """(B, L, h, w, h, w), B being 2 P, or P for the query's side alone."""
+        batch, ha, wa, hb, wb, layers = self.product.shape
+        return batch, layers, ha, wa, hb, wb
+
+    def masked(
+        self,
+        masks: Tensor,  # (2 P, 1, h, w), of the queries and then of the supports
+    ) -> MutualLevel:
+        """The same pairs under other masks."""
+        return replace(self, masks=masks)
+
+    def of_queries(self) -> MutualLevel:
+        """The query's side alone."""
+        return replace(self, product=self.product[: len(self.norms) // 2])
+
+    def correlations(self) -> Tensor:
+        """(B, L, h, w, h, w)."""
+        own, other = self._factors()
+        product = self.product * own[:, :, :, None, None] * other[:, None, None]
+        return product.permute(0, 5, 1, 2, 3, 4)
+
+    def fill(self, out: Tensor, start: int) -> None:
+        """Write rows of the first side."""
+        own, other = self._factors()
+        part = slice(start, start + out.shape[1])
+        torch.mul(self.product[:, part], other[:, None, None], out=out)
+        out *= own[:, part, :, None, None]
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """a of the first side and of the second, (B, h, w, L) each."""
+        seen = self.masks * (self.norms + EPS) / (self.masks * self.norms + EPS)
+        last = seen.permute(0, 2, 3, 1)
+        pairs, batch = len(last) // 2, len(self.product)
+        return last[:batch], torch.cat([last[pairs:], last[:pairs]])[:batch]

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastfss.ops import center_pivot_block, center_pivot_conv4d
+from fastfss.ops.center_pivot_conv4d import center_pivot_conv4d_reference
+from tests.kernels.helpers import double, random
+from tests.tolerances import assert_close
+
+
+def inputs(
+    device: str, dtype: torch.dtype, shape: tuple[int, ...], outputs: int, kernel: int
+) -> list[Tensor]:
+    """x (B, ha, wa, hb, wb, I), both weights and the bias."""
+    weights = [random(outputs, shape[-1], kernel, kernel, seed=seed) for seed in (1, 2)]
+    made = [random(*shape), *weights, random(outputs, seed=3)]
+    return [one.to(dtype).to(device) for one in made]
+
+
+def convolved(
+    tensors: list[Tensor], stride: int, norm: tuple[Tensor, Tensor, int, float] | None = None
+) -> Tensor:
+    """(B, O, ha, wa, hb / stride, wb / stride)."""
+    from fastfss.kernels import center_pivot_conv4d as kernels
+
+    x, query_weight, support_weight, bias = tensors
+    batch, ha, wa, hb, wb, _ = x.shape
+    out = x.new_empty((batch, ha, wa, -(-hb // stride), -(-wb // stride), len(bias)))
+    kernels.forward(x, query_weight, support_weight, bias, stride, out, norm)
+    return out.permute(0, 5, 1, 2, 3, 4)
+
+
+def exact(tensors: list[Tensor], stride: int) -> Tensor:
+    x, query_weight, support_weight, bias = double(*tensors)
+    maps, zero = x.permute(0, 5, 1, 2, 3, 4), torch.zeros_like(bias)
+    return center_pivot_conv4d_reference(maps, query_weight, bias, support_weight, zero, stride)
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "kernel", "stride"),
+    [
+        ((2, 2, 3, 4, 3, 3), 5, 3, 1),
+        ((1, 3, 2, 3, 5, 4), 16, 3, 2),
+        ((1, 2, 2, 5, 6, 2), 4, 5, 4),
+        ((1, 2, 2, 2, 2, 16), 18, 3, 2),
+        ((1, 1, 1, 3, 2, 32), 8, 3, 1),
+        ((1, 2, 3, 1, 1, 4), 4, 1, 1),
+    ],
+    ids=["odd", "strided", "wide window", "a tap a step", "two steps a tap", "one tap"],
+)
+def test_it_equals_the_reference(device, dtype, shape, outputs, kernel, stride):
+    tensors = inputs(device, dtype, shape, outputs, kernel)
+    result = convolved(tensors, stride)
+    assert result.dtype == dtype
+    assert_close(result.cpu(), exact(tensors, stride))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_norm_and_relu_equal_pytorchs(device, dtype, groups):
+    tensors = inputs(device, dtype, (2, 2, 3, 3, 4, 2), 8, 3)
+    tensors[3] += 20  # a mean far from zero costs no digits
+    weight, bias = random(8, seed=4).to(dtype).to(device), random(8, seed=5).to(dtype).to(device)
+    result = convolved(tensors, 2, (weight, bias, groups, 1e-5))
+    wanted = F.relu(F.group_norm(exact(tensors, 2), groups, *double(weight, bias), eps=1e-5))
+    if dtype == torch.float32:
+        assert_close(result.cpu(), wanted)
+    else:  # the convolution's result is rounded to 16 bits at about 20 before it is centred
+        assert (result.cpu().double() - wanted).abs().max() < 20 * torch.finfo(dtype).eps
+
+
+def test_repeats_to_the_last_bit(device, dtype):
+    tensors = inputs(device, dtype, (1, 3, 3, 3, 3, 2), 4, 3)
+    norm = (random(4, seed=4).to(dtype).to(device), random(4, seed=5).to(dtype).to(device), 2, 1e-5)
+    assert torch.equal(convolved(tensors, 1, norm), convolved(tensors, 1, norm))
+
+
+def test_the_operations_hand_their_calls_to_it(device, dtype):
+    x, query_weight, support_weight, bias = inputs(device, dtype, (2, 2, 3, 4, 3, 3), 8, 3)
+    maps = x.permute(0, 5, 1, 2, 3, 4)
+    weights = query_weight, bias, support_weight, torch.zeros_like(bias)
+    result = center_pivot_conv4d(maps, *weights, stride=2, backend="triton")
+    assert_close(result.cpu(), exact([x, query_weight, support_weight, bias], 2))
+    normed = center_pivot_block(maps, *weights, bias, bias, stride=2, groups=2, backend="triton")
+    wanted = F.relu(F.group_norm(result.double(), 2, bias.double(), bias.double()))
+    assert (normed.double() - wanted).abs().max() < 20 * torch.finfo(dtype).eps
