@@ -9,6 +9,7 @@ import fastfss.encoders
 import fastfss.methods
 import fastfss.ops
 import fastfss.protocols
+import fastfss.training
 import fastfss.weights
 
 PUBLIC = {
@@ -21,8 +22,8 @@ PUBLIC = {
         dense_match_sums explain masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        AMP CANet ClassLogits DCAMA DENet FCN32s FewShotSegmenter GraphConfig GUIDED_NETWORKS
-        GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput InteractiveEarly
+        AMP CANet ClassLogits DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
+        GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput InteractiveEarly
         InteractiveLate LatentClasses MethodInfo MiningConfig MLC MLCOutput PANet PANetOutput
         PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction PublishedNetwork
         PublishedScore Rectification SelfSupportConfig SSP SSPOutput Unlabelled create_model
@@ -38,6 +39,10 @@ PUBLIC = {
         dilate_scribble in_order letterbox_image letterbox_labels letterbox_size list_sets
         open_davis open_set read_image read_label_map read_mask read_support_folder
         scribble_masks
+    """,
+    fastfss.training: """
+        FeatureCache Recipe TrainingResult build_cache build_model list_recipes load_recipe
+        recipe_digest recipe_from train
     """,
     fastfss.data.augment: """
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop

@@ -58,6 +58,7 @@ def build_app() -> typer.Typer:
     from fastfss.cli.models import models
     from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
+    from fastfss.cli.train import train
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -72,6 +73,7 @@ def build_app() -> typer.Typer:
     app.command()(models)
     app.command()(demo)
     app.command()(env)
+    app.command()(train)
     app.add_typer(make_data_app(), name="data")
     return app
 
