@@ -9,6 +9,7 @@ from fastfss.methods.class_rows import ClassLogits
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.fcn32s import FCN32s
+from fastfss.methods.features import Features
 from fastfss.methods.guided import GuidedEarly, GuidedLate, GuidedSegmenter
 from fastfss.methods.guided_networks import GUIDED_NETWORKS, PublishedNetwork, published_state
 from fastfss.methods.hsnet import HSNet
@@ -39,6 +40,7 @@ __all__ = [
     "ClassLogits",
     "DENet",
     "FCN32s",
+    "Features",
     "FewShotSegmenter",
     "GraphConfig",
     "GuidedEarly",

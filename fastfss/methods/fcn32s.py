@@ -55,6 +55,18 @@ class FCN32s(GuidedSegmenter):
         """Raise TypeError: call the model with the images alone."""
         raise _no_support()
 
+    def maps(self, images: object) -> NoReturn:
+        """Raise TypeError, as encode_support."""
+        raise _no_support()
+
+    def support_from(self, features: object, masks: object) -> NoReturn:
+        """Raise TypeError, as encode_support."""
+        raise _no_support()
+
+    def segment_from(self, features: object, task: object, output_size: object = None) -> NoReturn:
+        """Raise TypeError, as segment."""
+        raise _no_support()
+
     def forward(  # type: ignore[override]
         self, images: Tensor, output_size: tuple[int, int] | None = None
     ) -> Tensor:

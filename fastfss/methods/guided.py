@@ -21,6 +21,7 @@ from fastfss.encoders import Encoder
 from fastfss.encoders.fcn_vgg import FCNVGG
 from fastfss.errors import CheckpointError, expected
 from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.features import Features, encoded_shots, map_of
 from fastfss.methods.guided_parts import (
     VALUES,
     Grid,
@@ -198,7 +199,18 @@ class GuidedLate(GuidedSegmenter):
         shot is the published cumulative guidance.
         """
         shots, shot_masks = shots_of(images, masks)
-        return self.tasks_of(shots, shot_masks, 1)[0]
+        sizes = [(shot.shape[2], shot.shape[3]) for shot in shots]
+        return self.tasks_of(self.shot_maps(shots), sizes, shot_masks, 1)[0]
+
+    def support_from(self, features: Sequence[Features], masks: Images) -> Task:
+        """Turn encoded shots into guidance; see encode_support."""
+        maps, shot_masks = encoded_shots(features, "features", masks)
+        return self.tasks_of(maps, [one.size for one in features], shot_masks, 1)[0]
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """ "features", and "query": what the head makes of them as a query's."""
+        features = self.features(images)
+        return {"features": features, "query": self.head.of_query(features)}
 
     def encode_ways(self, images: Images, labels: Images, ways: int) -> list[Task]:
         """Tasks of several objects that are annotated in the same images, each encoded once.
@@ -210,14 +222,19 @@ class GuidedLate(GuidedSegmenter):
         """
         if ways < 1:
             raise expected("ways", "a positive number", str(ways))
-        return self.tasks_of(*shots_of(images, labels, argument="labels"), ways)
+        shots, shot_labels = shots_of(images, labels, argument="labels")
+        sizes = [(shot.shape[2], shot.shape[3]) for shot in shots]
+        return self.tasks_of(self.shot_maps(shots), sizes, shot_labels, ways)
 
-    def tasks_of(self, shots: list[Tensor], labels: list[Tensor], ways: int) -> list[Task]:
-        """One task a way, of K shots and their label maps."""
-        guided = [
-            self.guide(features, one, (image.shape[2], image.shape[3]), ways + 1)
-            for features, one, image in zip(self.shot_maps(shots), labels, shots, strict=True)
-        ]
+    def tasks_of(
+        self,
+        maps: list[Tensor],
+        sizes: list[tuple[int, int]],
+        labels: list[Tensor],
+        ways: int,
+    ) -> list[Task]:
+        """One task a way, of the maps, image sizes and label maps of K shots."""
+        guided = [self.guide(*shot, ways + 1) for shot in zip(maps, labels, sizes, strict=True)]
         guidance, present = (torch.stack(side, dim=1) for side in zip(*guided, strict=True))
         own = [{"guidance": [0, way], "present": [0, way]} for way in range(1, ways + 1)]
         tensors = {"guidance": guidance, "present": present}
@@ -239,17 +256,19 @@ class GuidedLate(GuidedSegmenter):
         mass = self.grid.mass(annotations, image, (features.shape[2], features.shape[3]))
         return pooled(features, normalised_mass(mass).to(features.dtype)), present
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment query images; see FewShotSegmenter.segment.
+        """Segment encoded queries; see FewShotSegmenter.segment_from.
 
         With a shared head the logits are the published ones for several ways too: background
         first, guided by the background of all ways' shots.
         """
-        tasks = self.ways_of(query, task)
-        image = (query.shape[2], query.shape[3])
-        of_query = self.head.of_query(self.features(query))
+        tasks = self.checked_ways(task, features.batch)
+        image, of_query = features.size, map_of(features, "query")
         if not self.shared:
             pairs = self.pair_scores(of_query, tasks)
             return Prediction.from_pairs([self.decode(one, image, output_size) for one in pairs])
@@ -337,6 +356,7 @@ class GuidedEarly(GuidedSegmenter):
         "four golden cases: dense and sparse, one and five shots",
     )
     published_keys = EARLY_KEYS
+    cheap_update = False  # the annotation goes through the support's encoder
 
     def __init__(
         self, encoder: Encoder, layers: Sequence[str] = ("fc6",), size: int | None = None
@@ -352,6 +372,17 @@ class GuidedEarly(GuidedSegmenter):
         how many it has.
         """
         shots, shot_masks = shots_of(images, masks)
+        return self._task(shots, shot_masks)
+
+    def support_from(self, features: Sequence[Features], masks: Images) -> Task:
+        """Turn shots into guidance; their own encoder reads the images. See encode_support."""
+        return self._task(*encoded_shots(features, "image", masks))
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """ "features", as a query, and "image": a support has an encoder of its own."""
+        return {"features": self.features(images), "image": images}
+
+    def _task(self, shots: list[Tensor], shot_masks: list[Tensor]) -> Task:
         means, counts = [], []
         for image, mask in zip(shots, shot_masks, strict=True):
             annotations = one_hot(mask, VALUES, image.dtype)
@@ -364,13 +395,16 @@ class GuidedEarly(GuidedSegmenter):
         tensors = {"guidance": torch.stack(means, dim=1), "positions": torch.stack(counts, dim=1)}
         return Task(self.method, tensors)
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment query images; see FewShotSegmenter.segment."""
-        tasks = self.ways_of(query, task)
-        image = (query.shape[2], query.shape[3])
-        of_query = self.head.of_query(self.features(query))
+        """Segment encoded queries; see FewShotSegmenter.segment_from."""
+        tasks = self.checked_ways(task, features.batch)
+        image = features.size
+        of_query = self.head.of_query(map_of(features, "features"))
         guidance = torch.stack([self.guidance(one, of_query) for one in tasks], dim=1)
         of_guidance = self.head.of_guidance(guidance)[:, :, :, None, None]
         pairs = self.head.scores(of_query.unsqueeze(1) + of_guidance).unbind(1)

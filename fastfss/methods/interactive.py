@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastfss.encoders import Encoder
 from fastfss.encoders.fcn_vgg import FCNVGG
 from fastfss.errors import expected
+from fastfss.methods.features import Features, encoded_shots, map_of
 from fastfss.methods.guided import GuidedSegmenter, card
 from fastfss.methods.guided_parts import (
     VALUES,
@@ -62,10 +63,24 @@ class InteractiveLate(GuidedSegmenter):
         position. Of the images nothing but the size is read.
         """
         shots, shot_masks = shots_of(images, masks)
-        masses = [
-            self.mass(mask, (image.shape[2], image.shape[3]), image.dtype)
-            for image, mask in zip(shots, shot_masks, strict=True)
-        ]
+        sizes = [(shot.shape[2], shot.shape[3]) for shot in shots]
+        return self._task(sizes, shot_masks, shots[0].dtype)
+
+    def support_from(self, features: Sequence[Features], masks: Images) -> Task:
+        """Turn annotations of an encoded query into a Task; see encode_support."""
+        maps, shot_masks = encoded_shots(features, "features", masks)
+        return self._task([one.size for one in features], shot_masks, maps[0].dtype)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """ "features", and what the head makes of them: "query" and "guided"."""
+        features = self.features(images)
+        guided = self.head.of_guidance_map(features)
+        return {"features": features, "query": self.head.of_query(features), "guided": guided}
+
+    def _task(
+        self, sizes: Sequence[tuple[int, int]], masks: Sequence[Tensor], dtype: torch.dtype
+    ) -> Task:
+        masses = [self.mass(mask, size, dtype) for mask, size in zip(masks, sizes, strict=True)]
         same_image([tuple(one.shape[-2:]) for one in masses])
         return Task(self.method, {"mass": torch.stack(masses, dim=1)})
 
@@ -80,21 +95,23 @@ class InteractiveLate(GuidedSegmenter):
         height, width = (-(-side // self.grid.stride) - less for side in image)
         return height, width
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment the image that the task annotates; see FewShotSegmenter.segment.
+        """Segment the image that the task annotates; see FewShotSegmenter.segment_from.
 
         Several ways compete, each with its own score; their backgrounds are one.
         """
-        tasks = self.ways_of(query, task)
-        features = self.features(query)
-        weights = self.weights(tasks, features)
+        tasks = self.checked_ways(task, features.batch)
+        weights = self.weights(tasks, map_of(features, "features"))
         # W_g (f w) = (W_g f) w, since w is one number at each position.
-        guided = self.head.of_guidance_map(features).unsqueeze(1) * weights.unsqueeze(2)
-        hidden = self.head.of_query(features).unsqueeze(1) + guided
+        guided = map_of(features, "guided").unsqueeze(1) * weights.unsqueeze(2)
+        hidden = map_of(features, "query").unsqueeze(1) + guided
         scores = self.head.scores(hidden).squeeze(2)
-        return prediction_of(self.decode(scores, (query.shape[2], query.shape[3]), output_size))
+        return prediction_of(self.decode(scores, features.size, output_size))
 
     def weights(self, tasks: Sequence[Task], features: Tensor) -> Tensor:
         """w (B, 1 + W, h, w): of the background, then of each way."""
@@ -135,6 +152,7 @@ class InteractiveEarly(GuidedSegmenter):
         "four golden cases: dense and sparse",
     )
     few_shot = False
+    cheap_update = False  # the annotation goes through the encoder
 
     def __init__(
         self, encoder: Encoder, layers: Sequence[str] = ("fc7",), size: int | None = None
@@ -152,22 +170,37 @@ class InteractiveEarly(GuidedSegmenter):
         The Task holds "annotation" (B, K, 2, H, W), uint8: background and object, widened.
         """
         shots, shot_masks = shots_of(images, masks)
+        return self._task([(shot.shape[2], shot.shape[3]) for shot in shots], shot_masks)
+
+    def support_from(self, features: Sequence[Features], masks: Images) -> Task:
+        """Turn annotations of a query into a Task; see encode_support."""
+        _, shot_masks = encoded_shots(features, "image", masks)
+        return self._task([one.size for one in features], shot_masks)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The images themselves, "image": nothing is encoded without an annotation."""
+        return {"image": images}
+
+    def _task(self, sizes: Sequence[tuple[int, int]], masks: Sequence[Tensor]) -> Task:
         widened = [
-            early_annotation(one_hot(mask, VALUES, torch.float32), (image.shape[2], image.shape[3]))
-            for image, mask in zip(shots, shot_masks, strict=True)
+            early_annotation(one_hot(mask, VALUES, torch.float32), size)
+            for mask, size in zip(masks, sizes, strict=True)
         ]
         same_image([tuple(one.shape[-2:]) for one in widened])
         return Task(self.method, {"annotation": torch.stack(widened, dim=1).byte()})
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment the image that the task annotates; see FewShotSegmenter.segment."""
-        tasks = self.ways_of(query, task)
-        image = (query.shape[2], query.shape[3])
+        """Segment the image that the task annotates; see FewShotSegmenter.segment_from."""
+        tasks = self.checked_ways(task, features.batch)
+        query = map_of(features, "image")
         stacked = torch.cat([annotated_image(query, self.annotation(one, query)) for one in tasks])
         scores = self.head(self.features(stacked))
-        pairs = self.decode(scores, image, output_size).chunk(len(tasks))
+        pairs = self.decode(scores, features.size, output_size).chunk(len(tasks))
         return Prediction.from_pairs(pairs)
 
     def annotation(self, task: Task, query: Tensor) -> Tensor:
