@@ -23,11 +23,11 @@ PUBLIC = {
     """,
     fastfss.methods: """
         AMP CANet ClassLogits DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
-        GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput InteractiveEarly
-        InteractiveLate LatentClasses MethodInfo MiningConfig MLC MLCOutput PANet PANetOutput
-        PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction PublishedNetwork
-        PublishedScore Rectification SelfSupportConfig SSP SSPOutput Unlabelled create_model
-        list_models model_info published_state
+        GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput
+        InteractiveEarly InteractiveLate LatentClasses MethodInfo MiningConfig MLC MLCOutput
+        PANet PANetOutput PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction
+        PublishedNetwork PublishedScore Rectification SelfSupportConfig SSP SSPOutput Unlabelled
+        create_model list_models model_info published_state
     """,
     fastfss.protocols: """
         ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter
