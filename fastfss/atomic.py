@@ -12,7 +12,7 @@ TEMPORARY_SUFFIX = ".fastfss-tmp"
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[Path]:
     """Give a temporary path in the same folder that becomes ``path`` when the block ends well.
 
     The data reaches the disk before the name does, so neither a kill nor a power cut leaves a part
@@ -21,6 +21,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: the final file; its folder must exist.
+        flush: bring the data to the disk before the name. Who writes thousands of files that can
+            be made again may do without: after a power cut, not a kill, some may then be damaged.
 
     Yields:
         The path to write to.
@@ -38,9 +40,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         yield temporary
-        # Windows only lets a file be flushed through a handle that may write.
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
+        if flush:
+            # Windows only lets a file be flushed through a handle that may write.
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):

@@ -9,22 +9,25 @@ import fastfss.encoders
 import fastfss.methods
 import fastfss.ops
 import fastfss.protocols
+import fastfss.training
 import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        AMP CANet DCAMA DENet HSNet IMRHSNet MLC PANet PFENet PGNet PPNet Result SSP Task
-        create_encoder create_model list_encoders list_models model_info
+        AMP CANet DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet MLC PANet PFENet PGNet PPNet
+        Result SSP Task create_encoder create_model list_encoders list_models model_info
     """,
     fastfss.ops: """
         Explanation center_pivot_block center_pivot_conv4d dense_correlation dense_match
         dense_match_sums explain masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        AMP CANet ClassLogits DCAMA DENet FewShotSegmenter GraphConfig HSNet IMRHSNet IMROutput
-        LatentClasses MethodInfo MiningConfig MLC MLCOutput PANet PANetOutput PartConfig PFENet
-        PFENetOutput PGNet PPNet PPNetOutput Prediction PublishedScore Rectification
-        SelfSupportConfig SSP SSPOutput Unlabelled create_model list_models model_info
+        AMP CANet ClassLogits DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
+        GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput InteractiveEarly
+        InteractiveLate LatentClasses MethodInfo MiningConfig MLC MLCOutput PANet PANetOutput
+        PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction PublishedNetwork
+        PublishedScore Rectification SelfSupportConfig SSP SSPOutput Unlabelled create_model
+        list_models model_info published_state
     """,
     fastfss.protocols: """
         ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter
@@ -35,6 +38,10 @@ PUBLIC = {
         ImageLike MaskLike box_masks dense_masks dilate_scribble letterbox_image
         letterbox_labels letterbox_size read_image read_label_map read_mask read_support_folder
         scribble_masks
+    """,
+    fastfss.training: """
+        FeatureCache Recipe TrainingResult build_cache build_model list_recipes load_recipe
+        recipe_digest recipe_from train
     """,
     fastfss.data.augment: """
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop

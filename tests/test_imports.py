@@ -29,7 +29,7 @@ FACADE = {"__init__", "__main__"}
 
 # What `import fastfss` must not load: optional packages, and those that compile.
 HEAVY = {
-    *("timm", "typer", "rich", "triton", "pycocotools", "skimage", "scipy"),
+    *("timm", "typer", "rich", "triton", "pycocotools", "skimage", "scipy", "tensorboard"),
     *("onnx", "onnxruntime", "openvino", "tensorrt"),
 }
 IMPORT_ALL_BUT_CLI_AND_KERNELS = """

@@ -52,11 +52,13 @@ def build_app() -> typer.Typer:
         import_extra(package, extra="cli", purpose="the fastfss command")
     import typer
 
+    from fastfss.cli.data import make_data_app
     from fastfss.cli.demo import demo
     from fastfss.cli.env import env
     from fastfss.cli.models import models
     from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
+    from fastfss.cli.train import train
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -71,6 +73,8 @@ def build_app() -> typer.Typer:
     app.command()(models)
     app.command()(demo)
     app.command()(env)
+    app.command()(train)
+    app.add_typer(make_data_app(), name="data")
     return app
 
 

@@ -31,6 +31,8 @@ _ORIENTATION = 274  # EXIF
 # A killed scan loses at most what it has read since.
 _SECONDS_BETWEEN_SAVES = 20.0
 _AT_ONCE = 256
+# So many are enough to see what is wrong with a set.
+_MOST_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,19 @@ def scan(
         One for each pair, in order.
 
     Raises:
-        FileNotFoundError: a file is not there; it is named.
-        ValueError: an image or mask is unreadable, or their sizes differ; it is named.
+        FileNotFoundError: files are not there; the first are named.
+        ValueError: images or masks are unreadable, or sizes differ; the first are named.
     """
     known = _Kept(root, key)
-    stamps = [_stamp(root, pair) for pair in pairs]
+    problems: list[Exception] = []
+    stamps: list[Stamp] = []
+    for pair in pairs:
+        try:
+            stamps.append(_stamp(root, pair))
+        except OSError as error:
+            problems.append(error)
+            _raise_from(problems, _MOST_PROBLEMS)
+    _raise_from(problems)
     found: list[Scanned | None] = [
         known.get(pair, stamp) for pair, stamp in zip(pairs, stamps, strict=True)
     ]
@@ -92,16 +102,23 @@ def scan(
     if progress is not None:
         progress(len(pairs) - len(missing), len(pairs))
 
-    def one(number: int) -> tuple[int, Scanned]:
-        return number, read(root / pairs[number].image, root / pairs[number].mask)
+    def one(number: int) -> tuple[int, Scanned | Exception]:
+        try:
+            return number, read(root / pairs[number].image, root / pairs[number].mask)
+        except (OSError, ValueError) as error:
+            return number, error
 
     saved, done = time.monotonic(), len(pairs) - len(missing)
     try:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             for part in _chunks(missing, _AT_ONCE):
                 for number, scanned in pool.map(one, part):
+                    if isinstance(scanned, Exception):
+                        problems.append(scanned)
+                        continue
                     found[number] = scanned
                     known.add(pairs[number], stamps[number], scanned)
+                _raise_from(problems, _MOST_PROBLEMS)
                 done += len(part)
                 if progress is not None:
                     progress(done, len(pairs))
@@ -110,6 +127,7 @@ def scan(
                     saved = time.monotonic()
     finally:
         known.save()
+    _raise_from(problems)
     return [scanned for scanned in found if scanned is not None]
 
 
@@ -148,6 +166,46 @@ def read_labels(mask: Path) -> npt.NDArray[np.uint8]:
     return read_label_map(mask).numpy().astype(np.uint8)
 
 
+def read_index_pair(image: Path, mask: Path) -> Scanned:
+    """Count the values of a grey or palette mask, as published loaders read it.
+
+    A palette's indices count, not its colours; no EXIF rotation is applied to either file.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is named; a mask of another mode is refused.
+    """
+    with decoding(f"mask '{mask}'"), Image.open(mask) as opened:
+        mode, size = opened.mode, (opened.height, opened.width)
+        counts = opened.histogram() if mode in ("L", "P") else []
+    if not counts:
+        raise _not_indices(mask, mode)
+    with decoding(f"image '{image}'"), Image.open(image) as opened:
+        own = (opened.height, opened.width)
+    _check_equal(image, own, mask, size)
+    return Scanned(size, {label: count for label, count in enumerate(counts) if count})
+
+
+def read_indices(mask: Path) -> npt.NDArray[np.uint8]:
+    """Read the values that `read_index_pair` counts, (H, W) in memory of their own."""
+    with decoding(f"mask '{mask}'"), Image.open(mask) as opened:
+        mode = opened.mode
+        values = np.array(opened, dtype=np.uint8) if mode in ("L", "P") else None
+    if values is None:
+        raise _not_indices(mask, mode)
+    return values
+
+
+def read_rgb(image: Path) -> npt.NDArray[np.uint8]:
+    """Read an image as published loaders do, (H, W, 3): RGB, without EXIF rotation."""
+    with decoding(f"image '{image}'"), Image.open(image) as opened:
+        return np.array(opened.convert("RGB"))
+
+
+def _not_indices(mask: Path, mode: str) -> ValueError:
+    wanted = "a grey or palette image whose values are classes"
+    return expected(f"mask '{mask}'", wanted, f"mode {mode}")
+
+
 def cache_folder() -> Path:
     """The folder for what can be made again: FASTFSS_CACHE, or fastfss in the user's cache."""
     if own := os.environ.get("FASTFSS_CACHE"):
@@ -166,8 +224,21 @@ def image_size(image: Path) -> tuple[int, int]:
         return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 
+def _raise_from(problems: Sequence[Exception], least: int = 1) -> None:
+    """Raise one error for all problems if there are so many."""
+    if len(problems) < least:
+        return
+    if len(problems) == 1:
+        raise problems[0]
+    kind = FileNotFoundError if isinstance(problems[0], FileNotFoundError) else ValueError
+    raise kind("; ".join(str(problem) for problem in problems[:_MOST_PROBLEMS]))
+
+
 def _check_size(image: Path, size: tuple[int, int], mask: Path) -> None:
-    own = image_size(image)
+    _check_equal(image, image_size(image), mask, size)
+
+
+def _check_equal(image: Path, own: tuple[int, int], mask: Path, size: tuple[int, int]) -> None:
     if own != size:
         wanted = f"{own[0]} rows x {own[1]} columns as its image '{image}' has"
         raise expected(f"mask '{mask}'", wanted, f"{size[0]} x {size[1]}")

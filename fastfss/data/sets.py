@@ -50,6 +50,7 @@ class MaskSet(ABC):
         classes: id, from 1 -> name.
         items: the images.
         ignores: whether masks hold 255, pixels that count for nothing.
+        overlaps: whether a pixel may belong to several classes, so that `labels` does not say all.
     """
 
     name: str
@@ -57,6 +58,7 @@ class MaskSet(ABC):
     classes: Mapping[int, str]
     items: Sequence[Item]
     ignores: bool
+    overlaps: bool = False
 
     def index(self, minimum: int = 1) -> dict[int, list[int]]:
         """The images of each class.
@@ -124,7 +126,10 @@ class MaskSet(ABC):
 
 # kind -> module and function (root, part, **options). The modules load when they are asked for.
 _KINDS = {
+    "coco": ("fastfss.data.coco", "open_coco"),
     "folder": ("fastfss.data.own_folder", "open_folder"),
+    "fss1000": ("fastfss.data.fss1000", "open_fss1000"),
+    "pascal": ("fastfss.data.pascal", "open_pascal"),
 }
 
 

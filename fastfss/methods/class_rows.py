@@ -98,7 +98,7 @@ def insert_rows(
     places = torch.stack(at, dim=1)
     extended = torch.cat([weight, *appended], dim=1)
     if len(appended) < len(labels):
-        extended = extended.scatter(1, places.unsqueeze(2).expand(-1, -1, width), rows)
+        extended = extended.scatter(1, places.unsqueeze(2).expand(-1, -1, width), rows.to(extended))
     return extended, places
 
 

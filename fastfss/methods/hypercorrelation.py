@@ -106,8 +106,11 @@ class CenterPivotConv4d(nn.Module):
         self,
         x: Tensor,  # (B, I, ha, wa, hb, wb)
     ) -> Tensor:  # (B, O, ha, wa, hb / stride, wb / stride)
-        """Apply the convolution."""
-        return center_pivot_conv4d(x, *self.weights(), stride=self.stride)
+        """Apply the convolution; under autocast in its dtype, as PyTorch's convolutions."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        weights = (one.to(dtype) for one in self.weights())
+        return center_pivot_conv4d(x.to(dtype), *weights, stride=self.stride)
 
     def normed(self, x: Correlations, norm: nn.GroupNorm) -> Tensor:
         """The convolution, a group norm and ReLU; without gradients."""

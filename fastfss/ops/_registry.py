@@ -79,11 +79,20 @@ class Operation:
         return "reference"
 
     def dispatch(self, *args: Any) -> Any:
-        """Run by the forced backend, else by the one that serves the call."""
+        """Run by the forced backend, else by the one that serves the call.
+
+        Autocast ends here: inside, the reference would take sums in half precision that it means to
+        take in float32, where 1 / 1e-5 is infinite.
+        """
         name, backend = _forced.get()
         if name != self.name:
             backend = self.choice(*args)
-        return self.reference(*args) if backend == "reference" else self.fast[backend].run(*args)
+        run = self.reference if backend == "reference" else self.fast[backend].run
+        first = args[0][0] if isinstance(args[0], list | tuple) else args[0]
+        if torch.is_autocast_enabled(first.device.type):
+            with torch.autocast(first.device.type, enabled=False):
+                return run(*args)
+        return run(*args)
 
 
 _operations: dict[str, Operation] = {}

@@ -23,10 +23,16 @@ def prototype_match_reference(
     eps: float,
 ) -> Tensor:
     """The plain form of `prototype_match`: (B, P, h, w)."""
-    x = features / vector_norm(features, dim=1, keepdim=True).clamp_min(eps)
-    y = prototypes / vector_norm(prototypes, dim=2, keepdim=True).clamp_min(eps)
+    floor = _floor(eps, features.dtype)
+    x = features / vector_norm(features, dim=1, keepdim=True).clamp_min(floor)
+    y = prototypes / vector_norm(prototypes, dim=2, keepdim=True).clamp_min(floor)
     dots = "bchw,bpc->bphw" if prototypes.ndim == 3 else "bchw,bpchw->bphw"
     return scale * torch.einsum(dots, x, y)
+
+
+def _floor(eps: float, dtype: torch.dtype) -> float:
+    """eps, or the least normal number where it would be 0, as 1e-8 is in float16."""
+    return max(eps, torch.finfo(dtype).tiny)
 
 
 def prototype_match(
@@ -243,7 +249,7 @@ def _backward_reference(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of features and prototypes; an empty tensor for one that is not wanted."""
     grad_features, grad_prototypes = features.new_empty(0), prototypes.new_empty(0)
-    single = prototypes.ndim == 3
+    single, eps = prototypes.ndim == 3, _floor(eps, features.dtype)
     x_norm = norms[:, :1].to(features.dtype)
     y_norm = vector_norm(prototypes, dim=2, keepdim=True)
     unit = prototypes / y_norm.clamp_min(eps)

@@ -113,7 +113,7 @@ def test_the_learner_in_parts_equals_the_whole_and_the_published(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     image, other = torch.randn(2, 1, 3, *size, generator=generator)
-    query, support = network.pyramid(image), network.pyramid(other)
+    query, support = network.maps(image), network.maps(other)
     levels = [
         Level([query[n] for n in names], [support[n] for n in names]) for names in network.levels
     ]

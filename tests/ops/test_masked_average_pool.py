@@ -330,3 +330,14 @@ def test_explain_names_the_backend_and_the_reason() -> None:
     assert "float64" in told.reasons["native"]
     with pytest.raises(NotImplementedError, match="float64"):
         masked_average_pool(features.double(), masks, backend="native")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_empty_mask_gives_zero_under_autocast(dtype: torch.dtype) -> None:
+    features, masks = episode((2, 9, 6, 5), (2, 13, 9), dtype)
+    masks[:, 1] = 0
+    plain = masked_average_pool(features, masks, resize="mask")
+    with torch.autocast("cpu", dtype):
+        pooled = masked_average_pool(features, masks, resize="mask")
+    assert pooled[:, 1].eq(0).all()
+    assert torch.equal(pooled, plain)

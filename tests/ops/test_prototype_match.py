@@ -109,6 +109,21 @@ def test_zero_vectors_score_zero(backend: Any, kind: str) -> None:
     assert ours[:, 0].ne(0).sum() == 2 * (6 * 5 - 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_vectors_have_finite_gradients_in_low_precision(dtype: Any, kind: str) -> None:
+    # The published eps of 1e-8 is 0 in float16.
+    features, prototypes = (one.to(dtype) for one in episode((1, 20, 6, 5), 2, kind))
+    features[:, :, 2, 3] = 0
+    prototypes[:, 1] = 0
+    features.requires_grad_(), prototypes.requires_grad_()
+    scores = prototype_match(features, prototypes)
+    scores.sum().backward()
+    assert scores[:, 1].eq(0).all()
+    for one in (scores, features.grad, prototypes.grad):
+        assert one is not None and one.isfinite().all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_eps_is_the_least_norm_of_each_vector(backend: Any, kind: str) -> None:

@@ -1,0 +1,192 @@
+"""The images, classes and episodes of a run, checked before it begins."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from PIL import Image
+from torch.utils.data import Sampler as BatchSampler
+
+from fastfss.data.sets import Item, MaskSet, open_set
+from fastfss.errors import expected
+from fastfss.training.activations import ActivationMaps
+from fastfss.training.episodes import ClassSplit
+from fastfss.training.recipe import DataConfig, Recipe
+from fastfss.training.samplers import Sampler, make_sampler
+
+_FOLDS = 4  # of the published splits
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from and is measured on.
+
+    Attributes:
+        images, validation: the sets; may be the same.
+        split: their classes.
+        sampler: of the training episodes.
+        held_out: class -> images of `validation` that serve to measure it.
+        names: of the classes.
+        activations: maps of labels, where the recipe names a folder.
+    """
+
+    images: MaskSet
+    validation: MaskSet
+    split: ClassSplit
+    sampler: Sampler
+    held_out: Mapping[int, tuple[int, ...]]
+    names: Mapping[int, str]
+    activations: ActivationMaps | None = None
+
+
+def prepare_data(
+    recipe: Recipe, images: MaskSet | None = None, validation: MaskSet | None = None
+) -> TrainingData:
+    """Open the sets of a recipe and draw up its classes and episodes.
+
+    Args:
+        recipe: says what to open.
+        images, validation: sets that are open already.
+
+    Raises:
+        ValueError: no root, too few classes or images; what is missing is named.
+        OSError: data that is not there; of activation maps the first that is missing.
+    """
+    config = recipe.data
+    if images is None:
+        if not config.root:
+            raise expected("data.root", "the folder of the data set (--data)", "none")
+        images = open_set(config.set, config.root, part=config.part)
+    if validation is None:
+        validation = images
+        if config.set != "folder":
+            validation = open_set(
+                config.set, config.root or images.root, part=config.validation_part
+            )
+    split = split_classes(config, images, validation)
+    names = {**validation.classes, **images.classes}
+    learned, reserved = reserve_images(config, images)
+    large = _index(images, config, split.base, learned, config.minimum)
+    shown = _index(images, config, split.base, learned, config.query_minimum)
+    wanted = 1 if config.sampler == "single" else config.shots + 1
+    if config.skip_rare:
+        rare = {number for number, members in large.items() if len(members) < wanted}
+        large = {number: members for number, members in large.items() if number not in rare}
+        shown = {number: members for number, members in shown.items() if number not in rare}
+        split = ClassSplit(tuple(large), split.held_out)
+    sampler = make_sampler(large, shown, config, recipe.run.seed, names)
+    held_out = _held_out(recipe, validation, split, reserved)
+    activations = ActivationMaps(config.activations) if config.activations else None
+    if activations is not None:
+        for one, members in ((images, large), (validation, held_out)):
+            for number, place in ((c, n) for c, numbers in members.items() for n in numbers):
+                activations.path(one.items[place], number)
+    return TrainingData(images, validation, split, sampler, held_out, names, activations)
+
+
+def split_classes(config: DataConfig, images: MaskSet, validation: MaskSet) -> ClassSplit:
+    """The classes that a fold learns from, and those that it holds out."""
+    numbers = sorted(images.classes)
+    if config.folds == "none":
+        return ClassSplit(tuple(numbers), ())
+    if config.folds == "parts":
+        both = set(images.classes.values()) & set(validation.classes.values())
+        if both:
+            wanted = "sets whose parts have other classes"
+            raise expected("data.folds", wanted, f"{sorted(both)[0]!r} in both")
+        return ClassSplit(tuple(numbers), tuple(sorted(validation.classes)))
+    count = config.splits if config.folds == "random" else _FOLDS
+    if len(numbers) < count:
+        raise expected("data.splits", f"at most {len(numbers)}, the set's classes", str(count))
+    if config.folds == "contiguous":
+        size = len(numbers) // count
+        held_out = numbers[config.fold * size : (config.fold + 1) * size]
+    else:
+        if config.folds == "random":
+            random.Random(f"classes {config.split_seed}").shuffle(numbers)
+        held_out = numbers[config.fold :: count]
+    base = sorted(set(numbers) - set(held_out))
+    return ClassSplit(tuple(base), tuple(sorted(held_out)))
+
+
+def reserve_images(config: DataConfig, images: MaskSet) -> tuple[frozenset[int], frozenset[int]]:
+    """The numbers of the images to learn from, and of those kept for validation."""
+    numbers = list(range(len(images.items)))
+    if not config.reserved:
+        return frozenset(numbers), frozenset(numbers)
+    random.Random(f"images {config.split_seed}").shuffle(numbers)
+    count = round(config.reserved * len(numbers))
+    return frozenset(numbers[count:]), frozenset(numbers[:count])
+
+
+class EpisodeNumbers(BatchSampler[list[int]]):
+    """The numbers of the episodes of one process, part after part.
+
+    All processes together take the same episodes at a step, however many there are.
+
+    Args:
+        recipe: batch and parts.
+        rank, count: this process, and how many there are.
+        start, steps: the first step, and the step before which it ends.
+    """
+
+    def __init__(self, recipe: Recipe, rank: int, count: int, start: int, steps: int) -> None:
+        self.batch, self.parts = recipe.run.batch, recipe.run.accumulate
+        self.rank, self.count = rank, count
+        self.start, self.steps = start, steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batch // (self.parts * self.count)
+        for step in range(self.start, self.steps):
+            for part in range(self.parts):
+                first = step * self.batch + (part * self.count + self.rank) * size
+                yield list(range(first, first + size))
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.parts
+
+
+def _index(
+    images: MaskSet,
+    config: DataConfig,
+    classes: tuple[int, ...],
+    allowed: frozenset[int],
+    minimum: int,
+) -> dict[int, list[int]]:
+    index = images.index(minimum)
+    found = {number: [n for n in index[number] if n in allowed] for number in classes}
+    if not config.minimum_share:
+        return found
+    areas = {n: _area(images.items[n]) for n in {n for members in found.values() for n in members}}
+
+    def covers(number: int, image: int) -> bool:
+        return images.items[image].pixels[number] >= config.minimum_share * areas[image]
+
+    return {number: [n for n in members if covers(number, n)] for number, members in found.items()}
+
+
+def _area(item: Item) -> int:
+    if item.size is not None:
+        height, width = item.size
+        return height * width
+    with Image.open(item.image) as image:
+        return int(image.width * image.height)
+
+
+def _held_out(
+    recipe: Recipe, validation: MaskSet, split: ClassSplit, reserved: frozenset[int]
+) -> dict[int, tuple[int, ...]]:
+    """Class -> the images that measure it, of classes with enough of them."""
+    if not recipe.validation.every:
+        return {}
+    index = validation.index(recipe.validation.minimum)
+    allowed = reserved if recipe.data.reserved else frozenset(range(len(validation.items)))
+    members = {c: tuple(n for n in index[c] if n in allowed) for c in split.held_out}
+    enough = {c: images for c, images in members.items() if len(images) > recipe.validation.shots}
+    if not enough:
+        wanted = f"a held-out class with more than {recipe.validation.shots} images"
+        came = f"none of {len(split.held_out)} (validation.minimum {recipe.validation.minimum})"
+        raise expected("validation", wanted, came)
+    return enough
