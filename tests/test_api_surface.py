@@ -39,8 +39,9 @@ PUBLIC = {
         ssp_episodes
     """,
     fastfss.data: """
-        ImageLike MaskLike box_masks dense_masks dilate_scribble letterbox_image
-        letterbox_labels letterbox_size read_image read_label_map read_mask read_support_folder
+        CachedImages ImageLike Item MaskLike MaskSet Video VideoSet box_masks dense_masks
+        dilate_scribble in_order letterbox_image letterbox_labels letterbox_size list_sets
+        open_davis open_set read_image read_label_map read_mask read_support_folder
         scribble_masks
     """,
     fastfss.training: """

@@ -202,8 +202,11 @@ def _model(
     options: dict[str, Any],
     group: Processes,
 ) -> FewShotSegmenter:
+    import torch
+
     from fastfss.methods import create_model
 
+    torch.manual_seed(0)  # random weights are then the same in every process
     model = create_model(
         method,
         encoder=backbone,
@@ -212,4 +215,6 @@ def _model(
         size=size,
         **options,
     )
+    if group.first and "random" in (model.weights_origin, model.head_origin):
+        typer.echo("warning: random weights: the figures mean nothing (--weights)", err=True)
     return model.to(group.device).eval()

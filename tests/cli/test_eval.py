@@ -53,6 +53,7 @@ def test_all_folds_give_results_and_a_page_that_loads_nothing(data: Path, tmp_pa
     done = run(*common(data, tmp_path / "out", "--episodes", 2))
     assert done.returncode == 0, done.stderr
     assert "mean of 2 folds: mIoU" in done.stdout
+    assert "random weights: the figures mean nothing" in done.stderr
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [one["fold"] for one in found["folds"]] == [0, 1]
     mious = [one["miou"] for one in found["folds"]]
@@ -107,7 +108,7 @@ def test_two_processes_give_the_same_figures(
         (["--shots", "9"], "data: expected a class with at least 10 images"),
         (["--protocol", "hsnet", "--shots", "9"], "images of class"),
         (["--weights", "/nowhere.pth"], "/nowhere.pth"),
-        (["--method", "sspp"], "no method 'sspp'"),
+        (["--method", "sspp"], "method: expected one of amp"),
         (["--episodes-file", "/nowhere.json", "--fold", "0"], "/nowhere.json"),
     ],
     ids=lambda one: one if isinstance(one, str) else one[1],
