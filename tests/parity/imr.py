@@ -87,7 +87,7 @@ def _forward(case: Case, dtype: torch.dtype) -> Results:
     query, query_map = episode.query, episode.query_map
     task = model.encode_support(episode.images, episode.maps)
     size = (query.shape[2], query.shape[3])
-    shots = model.shot_logits(query, [task], size, query_map)[0][0]
+    shots = model.shot_logits(model.encode(query), [task], size, query_map)[0][0]
     found = _stages(model, episode) if "query_logits_stage1" in case else {}
     found["shot_logits"], found["logits"] = shots[:, :, ::10, ::10], shots[0, :, ::5, ::5]
     prediction = model.segment(query, task, size, query_map=query_map)
