@@ -20,16 +20,25 @@ from tests.parity.golden import TOLERANCE, Case, Report
 
 Results = dict[str, Tensor]
 
+# Of the gradients of the training step: a ReLU within rounding of zero takes another branch.
+GRADIENT_TOLERANCE = 1e-3
+
 
 def run_imr(case: Case, report: Report) -> None:
     results = {"forward": _forward, "train": _train}[str(case.value("kind"))]
     found = results(case, torch.float32)
-    missed = [n for n, one in found.items() if n in case and _distance(one, case[n]) > TOLERANCE]
+    bounds = {
+        name: GRADIENT_TOLERANCE if name.startswith("grad") else TOLERANCE
+        for name in found
+        if name in case
+    }
+    missed = [n for n, bound in bounds.items() if _distance(found[n], case[n]) > bound]
     exact = results(case, torch.float64) if missed else {}
-    for name in [name for name in found if name in case]:
-        tolerance = TOLERANCE
+    for name, tolerance in bounds.items():
         if name in missed:
-            tolerance = max(tolerance, 2 * _distance(torch.from_numpy(case[name]), exact[name]))
+            tolerance = max(
+                tolerance, 2 * _distance(torch.from_numpy(np.asarray(case[name])), exact[name])
+            )
         report.compare(_named(name), found[name], case[name], tolerance=tolerance)
     if "pred" in case:
         # Votes of shots whose logits are within rounding of each other are left out of both.
