@@ -7,7 +7,7 @@ import hashlib
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -411,6 +411,15 @@ class FewShotSegmenter(nn.Module):
                 encoder or other weights.
         """
         self._warn_if_random()
+        return self._predicted(query, task, lambda _image, tasks: self.segment)
+
+    def _predicted(
+        self,
+        query: ImageLike,
+        task: Task | Sequence[Task],
+        segmenter: Callable[[Tensor, Sequence[Task]], Callable[..., Prediction]],
+    ) -> Result:
+        """`predict`, by what `segmenter` makes of the image, uint8 (3, H, W), and the tasks."""
         tasks = [task] if isinstance(task, Task) else list(task)
         for one in tasks:
             self.check_task(one)
@@ -418,11 +427,12 @@ class FewShotSegmenter(nn.Module):
         image = read_image(query, argument="query")
         size = (image.shape[1], image.shape[2])
         tasks = [one.to(self.device) for one in tasks]
+        segment = segmenter(image, tasks)
         whole, region = frame_size(*size, self.frame, self.size)
         if region == whole:
-            prediction = self.segment(self._prepare(image), tasks, output_size=size)
+            prediction = segment(self._prepare(image), tasks, output_size=size)
         else:
-            prediction = self.segment(self._prepare(image), tasks).of_region(region, size)
+            prediction = segment(self._prepare(image), tasks).of_region(region, size)
         return Result.from_probabilities(
             prediction.probabilities[0],
             prediction.labels[0],

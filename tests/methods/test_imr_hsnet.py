@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -249,6 +252,32 @@ def test_a_query_without_its_map_is_refused_or_gets_ones(network: IMRHSNet) -> N
     finally:
         network.query_map = "given"
     assert_close(found, network.segment(query, task, query_map=torch.ones(1, 1, 9, 9)).logits)
+
+
+@pytest.mark.filterwarnings("ignore:the head of IMR-HSNet")
+def test_predict_takes_maps_or_makes_them_of_the_tasks_names() -> None:
+    model = make("resnet18", size=SIZE)
+    generator = np.random.default_rng(0)
+    photo, query = generator.integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
+    mask = np.zeros((50, 70), np.uint8)
+    mask[10:30, 20:60] = 1
+    tasks = [model.fit([(photo, mask)], name=name) for name in ("cat", "dog")]
+    maps = torch.rand(2, 20, 30)
+    with pytest.raises(ValueError, match="query_map: expected the activation map"):
+        model.predict(query, tasks)
+    wanted = model.predict(query, tasks, query_map=maps)
+    assert wanted.labels.shape == (50, 70)
+    asked = []
+
+    def label_maps(image: Tensor, labels: Sequence[str]) -> Tensor:
+        asked.append((tuple(image.shape), image.dtype, list(labels)))
+        return maps
+
+    model.label_maps = label_maps
+    assert np.array_equal(model.predict(query, tasks).scores, wanted.scores)
+    assert asked == [((3, 50, 70), torch.uint8, ["cat", "dog"])]
+    one = model.predict(query, tasks[0], query_map=maps[0].numpy())
+    np.testing.assert_allclose(one.scores[0], wanted.scores[0], atol=1e-4)
 
 
 @torch.no_grad()
