@@ -168,7 +168,8 @@ class Convolution {
     const bool norm = args_.norm_weight.data != nullptr;
     // Taps over the query are next to each other in a copy of the positions that are left, padded
     // with zeros; a cache line of the original would give one tap of few channels each.
-    window_ = pruned_ && (inputs_ * static_cast<int64_t>(sizeof(T)) <= 64 || !is_dense(args_.pruned));
+    window_ =
+        pruned_ && (inputs_ * static_cast<int64_t>(sizeof(T)) <= 64 || !is_dense(args_.pruned));
     std::vector<Moments> moments(norm ? batch_ * query_height_ : 0, Moments(outputs_));
     if (window_) pack_window();
     parallel_for(batch_ * query_height_, args_.threads, [&](int64_t begin, int64_t end) {
@@ -186,7 +187,8 @@ class Convolution {
   struct Work {
     explicit Work(const Convolution& of)
         : sums(of.query_width_ * kMostVectors * kWidth),
-          rows(of.copies_rows_ ? of.query_width_ * of.kernel_ * of.x_.view.size[4] * of.inputs_ : 0),
+          rows(of.copies_rows_ ? of.query_width_ * of.kernel_ * of.x_.view.size[4] * of.inputs_
+                               : 0),
           support_line(of.query_width_),
           query_lines(of.window_ ? of.query_width_
                                  : of.kernel_ * (of.query_width_ + 2 * of.padding_)) {}
@@ -319,7 +321,8 @@ class Convolution {
     if (window_) {
       const T* plane = windows_.get() + ((b * height_ + row) * width_ + column) * plane_;
       const int64_t width = query_width_ + 2 * padding_;
-      for (int64_t a = 0; a < query_width_; ++a) *line++ = plane + (query_row * width + a) * inputs_;
+      for (int64_t a = 0; a < query_width_; ++a)
+        *line++ = plane + (query_row * width + a) * inputs_;
       return;
     }
     for (int64_t y = query_row - padding_; y <= query_row + padding_; ++y) {
@@ -346,8 +349,7 @@ class Convolution {
 
   template <int V>
   void add_support_segments(Work& work, int64_t first, int64_t row, int64_t column) const {
-    const Element* weights =
-        support_weights_.get() + first * kWidth * kernel_ * kernel_ * inputs_;
+    const Element* weights = support_weights_.get() + first * kWidth * kernel_ * kernel_ * inputs_;
     const int64_t left = column * args_.stride - padding_, top = row * args_.stride - padding_;
     const int64_t from = std::max<int64_t>(0, -left);
     const int64_t to = std::min(kernel_, x_.view.size[4] - left);
@@ -356,7 +358,8 @@ class Convolution {
     const int64_t row_step = copies_rows_ ? x_.view.size[4] * inputs_ : x_.view.stride[3];
     const int64_t origin = copies_rows_ ? 0 : top;
     const bool dense = column_step == inputs_;  // a row of the window in one piece
-    for (int64_t y = std::max<int64_t>(0, -top); y < std::min(kernel_, x_.view.size[3] - top); ++y) {
+    for (int64_t y = std::max<int64_t>(0, -top); y < std::min(kernel_, x_.view.size[3] - top);
+         ++y) {
       const int64_t offset = (origin + y) * row_step + left * column_step;
       const int64_t step = dense ? to - from : 1;
       for (int64_t tap = from; tap < to; tap += step) {

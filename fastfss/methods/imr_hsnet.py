@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastfss.data import ImageLike
 from fastfss.encoders import Encoder
+from fastfss.encoders.pointwise import pointwise
 from fastfss.errors import expected
 from fastfss.methods.features import Features, map_of
 from fastfss.methods.hypercorrelation import HypercorrelationEncoder, decoders
@@ -376,7 +377,7 @@ class IMRHSNet(LevelPyramid):
         convs = [self._conv(gate, 0) for gate in "zrh"]
         weight = torch.cat([one.weight for one in convs])[:, 1 + WIDTH : 1 + WIDTH + MIDDLE]
         bias = torch.cat([one.bias for one in convs if one.bias is not None])
-        return _resized(F.conv2d(middle, weight, bias), size)
+        return _resized(pointwise(middle, weight, bias), size)
 
     def _next_state(
         self, activation: Tensor, encoded: Tensor, state: Tensor, fixed: Tensor
@@ -393,7 +394,7 @@ class IMRHSNet(LevelPyramid):
     def _gate(self, gate: str, inputs: Tensor, fixed: Tensor) -> Tensor:
         weight = self._conv(gate, 0).weight
         changing = torch.cat([weight[:, : 1 + WIDTH], weight[:, 1 + WIDTH + MIDDLE :]], dim=1)
-        first, second = (fixed + F.conv2d(inputs, changing)).chunk(2, dim=1)
+        first, second = (fixed + pointwise(inputs, changing)).chunk(2, dim=1)
         return torch.cat([self._conv(gate, 1)(first), self._conv(gate, 2)(second)], dim=1)
 
     def _conv(self, gate: str, number: int) -> nn.Conv2d:
