@@ -13,10 +13,11 @@
 // at are interleaved into a buffer that fits the L2 (200 KB of HSNet's finest level), in which the
 // window's row is one piece. That is cheaper than a channels-last copy of the whole, 100 MB.
 //
-// HSNet's learner, ResNet-50 at 400 px: 24 GFLOP inside of the grids, 90 ms at the 274 GFLOP/s of
-// one Zen 5 core in float32 (45 ms with vdpbf16ps). Memory: the finest level's correlations, 100 MB
-// in float32, are read once, 27 MB written and normalised in place: 10 ms at 15 GB/s. Measured: see
-// bench/ops/test_center_pivot_conv4d.py.
+// HSNet's learner, ResNet-50 at 400 px: 25 GFLOP inside of the grids, 92 ms at the 274 GFLOP/s of
+// one Zen 5 core in float32 (46 ms with vdpbf16ps). Memory: the finest level's correlations, 100 MB
+// in float32, are read once (3 ms at the 37 GB/s of a plain read), 27 MB written, read again and
+// normalised. Measured with the decoder's 2 GFLOP: 164 ms (93 ms); the slowest is the first
+// convolution of the finest level, of four channels, at 90 GFLOP/s. The mixers reach 218 (413).
 #include "fastfss/center_pivot_conv4d.h"
 
 #include <algorithm>
@@ -321,8 +322,9 @@ class Convolution {
     if (window_) {
       const T* plane = windows_.get() + ((b * height_ + row) * width_ + column) * plane_;
       const int64_t width = query_width_ + 2 * padding_;
-      for (int64_t a = 0; a < query_width_; ++a)
+      for (int64_t a = 0; a < query_width_; ++a) {
         *line++ = plane + (query_row * width + a) * inputs_;
+      }
       return;
     }
     for (int64_t y = query_row - padding_; y <= query_row + padding_; ++y) {
