@@ -48,7 +48,7 @@ def center_pivot_block_in_parts(
     grid = [-(-side // stride) for side in support]
     native = _native_call.why_not_native(query_weight) is None
     row = batch * inputs * width * math.prod(support) * query_weight.element_size()
-    rows = min(height, max(1, _PART_BYTES // row))
+    rows = min(height, max(1, _PART_BYTES // max(1, row)))
     memory = query_weight.new_zeros(batch, inputs, rows, width, *support)
     pruned = query_weight.new_empty(batch, inputs, height, width, *grid)
     outputs = query_weight.shape[0]
