@@ -73,7 +73,7 @@ class GuidedSegmenter(FewShotSegmenter):
     """
 
     published_keys = GUIDED_KEYS
-    head_keys = ("head.",)
+    head_keys = ("head.fc7.",)  # other networks call their classifier "head"
     # Fixed kernels, and the guidance that a model had when it was saved.
     ignored_keys = ("decoder.weight", "anno_enc.weight", "z", "num_z")
 

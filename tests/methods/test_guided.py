@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastfss import GuidedEarly, GuidedLate, Task, create_model, list_models, model_info
-from fastfss.encoders import fcn_vgg
+from fastfss.encoders import create_encoder, fcn_vgg
 from fastfss.methods import (
     GUIDED_NETWORKS,
     FCN32s,
@@ -286,6 +286,22 @@ def test_another_encoder_guides_too() -> None:
     assert model.segment(query / 60, task).logits.shape == (1, 2, 75, 110)
     with pytest.raises(ValueError, match="encoder: expected fcn_vgg16 or fcn_vgg16_lite, got resn"):
         create_model("guided-early", encoder="resnet18", layers=("layer4",))
+
+
+def test_an_encoder_file_with_a_classifier_called_head_is_no_whole_checkpoint(
+    tmp_path: Path,
+) -> None:
+    encoder = create_encoder("mobilenet_v2_tf")
+    file = {**encoder.state_dict(), "head.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2)}
+    save_checkpoint(tmp_path / "encoder.safetensors", file, {})
+    model = create_model(
+        "guided-late",
+        encoder="mobilenet_v2_tf",
+        layers=("layer4",),
+        weights=tmp_path / "encoder.safetensors",
+    )
+    assert model.head_origin == "random"
+    assert model.weights_origin.endswith("encoder.safetensors")
 
 
 @torch.no_grad()
