@@ -266,6 +266,20 @@ def test_a_batch_equals_its_episodes_alone(name: str) -> None:
         assert_close(together[n : n + 1], model.segment(queries[n : n + 1], alone).logits)
 
 
+@pytest.mark.parametrize("name", ["interactive-late", "interactive-early"])
+@torch.no_grad()
+def test_an_encoded_query_takes_its_annotation_later(name: str) -> None:
+    model = network(name, encoder="fcn_vgg16_lite")
+    (query,) = pictures((75, 110), batch=2)
+    encoded = model.encode(query)
+    for seed in (0, 1):
+        labels = points((75, 110), 0, 1, batch=2, seed=seed)
+        task = model.support_from([encoded], [labels])
+        wanted = model.segment(query, model.encode_support([query], [labels])).logits
+        assert_close(model.segment_from(encoded, task).logits, wanted)
+    assert model.cheap_update == (name == "interactive-late")
+
+
 @torch.no_grad()
 def test_a_mask_of_another_size_than_its_image_means_the_same_places() -> None:
     model = network("cofeat-late-lite")
