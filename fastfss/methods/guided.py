@@ -55,7 +55,7 @@ def card(title: str, encoders: tuple[str, ...], parity: str) -> MethodInfo:
     return MethodInfo(
         title=title,
         paper=_PAPER,
-        venue="arXiv 2018",
+        venue="2018",
         arxiv="1806.07373",
         encoders=encoders,
         parity=parity,

@@ -291,6 +291,16 @@ def test_a_mask_of_another_size_than_its_image_means_the_same_places() -> None:
     assert (first - second).norm() < 2e-3 * first.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=str)
+@torch.no_grad()
+def test_masks_may_have_any_dtype(dtype: torch.dtype) -> None:
+    model = network("cofeat-late-lite")
+    (image,) = pictures((96, 128))
+    mask = dense((96, 128))
+    wanted = model.encode_support([image], [mask]).tensors["guidance"]
+    assert torch.equal(model.encode_support([image], [mask.to(dtype)]).tensors["guidance"], wanted)
+
+
 @torch.no_grad()
 def test_another_encoder_guides_too() -> None:
     torch.manual_seed(0)
