@@ -73,11 +73,8 @@ def build_app() -> typer.Typer:
     app.command()(models)
     app.command()(demo)
     app.command()(env)
-<<<<<<< HEAD
     app.command()(train)
-=======
     app.add_typer(make_data_app(), name="data")
->>>>>>> main
     return app
 
 

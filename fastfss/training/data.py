@@ -86,6 +86,14 @@ def prepare_data(
     return TrainingData(images, validation, split, sampler, held_out, names, activations)
 
 
+def shown_held_out(data: TrainingData) -> int:
+    """How many of the images that are learned from show a held-out class too."""
+    held_out = set(data.split.held_out)
+    learned = {number for members in data.sampler.large.values() for number in members}
+    items = data.images.items
+    return sum(bool(held_out & items[number].pixels.keys()) for number in learned)
+
+
 def split_classes(config: DataConfig, images: MaskSet, validation: MaskSet) -> ClassSplit:
     """The classes that a fold learns from, and those that it holds out."""
     numbers = sorted(images.classes)

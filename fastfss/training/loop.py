@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-import fastfss
 from fastfss.atomic import check_writable, write_text_atomically
 from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
-from fastfss.methods import FewShotSegmenter, create_model
 from fastfss.training.checkpoints import (
     FORMAT,
     Checkpoints,
@@ -31,15 +29,18 @@ from fastfss.training.checkpoints import (
 from fastfss.training.data import EpisodeNumbers, prepare_data
 from fastfss.training.ema import MovingAverage
 from fastfss.training.episodes import Batch, EpisodeDataset, joined
-from fastfss.training.feature_cache import CachedEncoder, build_cache, uncached
+from fastfss.training.feature_cache import CachedEncoder, FeatureCache, build_cache, uncached
 from fastfss.training.logs import Log, Progress
+from fastfss.training.models import build_model
 from fastfss.training.optimisers import make_optimiser, rate_factor, set_rate
 from fastfss.training.processes import Processes, processes
 from fastfss.training.recipe import Recipe
-from fastfss.training.recipe_files import deciding, flat, recipe_digest
+from fastfss.training.recipe_files import deciding, recipe_digest
+from fastfss.training.record import run_record, summary
 from fastfss.training.steps import TrainingStep, check_step
 from fastfss.training.validation import validate
 
+_CACHE_REPORT = 200  # images
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -98,31 +99,6 @@ def train(
             log.close()
 
 
-def build_model(recipe: Recipe) -> FewShotSegmenter:
-    """The method that a recipe trains, with the weights that it starts from.
-
-    Raises:
-        ValueError: weights that the recipe leaves to the user.
-    """
-    config = recipe.model
-    if not config.weights:
-        wanted = 'what to start from: "imagenet", "random" or a file (--weights)'
-        raise expected("model.weights", wanted, "nothing")
-    model = create_model(
-        config.method,
-        encoder=config.encoder or None,
-        weights=None if config.weights == "random" else config.weights,
-        layers=config.layers or None,
-        size=config.size,
-        **config.options,
-    )
-    if any(parameter.requires_grad for parameter in model.encoder.parameters()):
-        # What is deeper than the deepest map gets no gradient.
-        names = [feature.name for feature in model.encoder.features]
-        model.encoder.truncate_(max(model.layers, key=names.index))
-    return model
-
-
 @dataclass
 class _State:
     """How far a run has come."""
@@ -169,15 +145,15 @@ class _Run:
         self.random: dict[str, Any] | None = None
         if newest is not None:
             self._restore(read_training_state(newest, recipe, self.data.sampler.digest))
-        self.cache = self._open_cache() if recipe.cache.maps != "off" else None
-        if self.cache is not None:
-            self.model.encoder = CachedEncoder(self.model.encoder)
+        self.cache: FeatureCache | None = None
 
     # ---- The loop
 
     def train(self, log: Log) -> TrainingResult:
         """From the state's step to the end."""
         recipe, state = self.recipe, self.state
+        if recipe.cache.maps != "off":
+            self._open_cache(log)
         stepper = self._stepper()
         batches = iter(self._loader())
         self.model.train()
@@ -359,23 +335,27 @@ class _Run:
         if len(state["random"]) == self.group.count:
             self.random = state["random"][self.group.rank]
 
-    def _open_cache(self) -> Any:
+    def _open_cache(self, log: Log) -> None:
         recipe, group = self.recipe, self.group
-        folder = Path(recipe.cache.folder) if recipe.cache.folder else self.out / "maps"
-        numbers = sorted({n for images in self.data.sampler.large.values() for n in images})
-        cache = build_cache(
+
+        def progress(done: int, missing: int) -> None:
+            if done == missing or done % _CACHE_REPORT == 0:
+                log.say(f"maps of the encoder: {done} of {missing} images")
+
+        self.cache = build_cache(
             self.model,
             self.data.images,
-            numbers,
+            sorted({n for images in self.data.sampler.large.values() for n in images}),
             size=recipe.transform.size,
-            folder=folder,
+            folder=Path(recipe.cache.folder) if recipe.cache.folder else self.out / "maps",
             mirrored=recipe.transform.flip > 0,
             dtype=recipe.cache.maps,
             limit_gib=recipe.cache.limit_gib,
             share=(group.rank, group.count),
+            progress=progress,
         )
         group.wait()
-        return cache
+        self.model.encoder = CachedEncoder(self.model.encoder)
 
     # ---- What is said
 
@@ -391,38 +371,15 @@ class _Run:
 
     def describe(self, log: Log) -> None:
         """Say and write what is run."""
-        recipe, data, group = self.recipe, self.data, self.group
-        run = recipe.run
-        share = run.batch // (run.accumulate * group.count)
-        trained = sum(p.numel() for g in self.optimiser.param_groups for p in g["params"])
-        about = {
-            "effective_batch": run.batch,
-            "batch": f"{share} episodes x {group.count} processes x {run.accumulate} parts",
-            "steps": self.steps,
-            "epochs": round(self.steps * run.batch / data.sampler.length, 3),
-            "trained_parameters": trained,
-            "base_classes": [data.names[number] for number in data.split.base],
-            "held_out_classes": [data.names[number] for number in data.split.held_out],
-            "images": len({n for m in data.sampler.large.values() for n in m}),
-            "device": str(group.device),
-            "resumed_at": self.state.step,
-        }
-        log.write("run", self.state.step, about)
-        log.say(
-            f"{recipe.about}\n"
-            f"effective batch {run.batch}: {about['batch']}; {self.steps} steps, "
-            f"{about['epochs']} passes over {about['images']} images of "
-            f"{len(data.split.base)} classes, {len(data.split.held_out)} held out; "
-            f"{trained / 1e6:.2f} M parameters trained"
+        record = run_record(
+            self.recipe,
+            self.data,
+            self.group,
+            steps=self.steps,
+            trained=sum(p.numel() for g in self.optimiser.param_groups for p in g["params"]),
+            resumed_at=self.state.step,
         )
-        if group.first:
-            record = {
-                "fastfss": fastfss.__version__,
-                "torch": torch.__version__,
-                "recipe": flat(recipe),
-                "digest": recipe_digest(recipe),
-                "set": data.images.digest,
-                "episodes": data.sampler.digest,
-                **about,
-            }
+        log.write("run", self.state.step, {k: v for k, v in record.items() if k != "recipe"})
+        log.say(summary(self.recipe.about, record))
+        if self.group.first:
             write_text_atomically(self.out / "run.json", json.dumps(record, indent=2) + "\n")

@@ -170,6 +170,8 @@ def test_the_log_says_what_was_run(shapes: Path, tmp_path: Path) -> None:
     assert about["effective_batch"] == 4
     assert about["batch"] == "2 episodes x 1 processes x 2 parts"
     assert len(about["held_out_classes"]) == 2 and len(about["base_classes"]) == 6
+    assert about["images_that_show_held_out_classes"] > 0
+    assert about["held_out_pixels"] == "background"
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4]
     assert all(row["total"] > 0 and row["lr"] == 0.01 for row in rows(tmp_path, "train"))
 
