@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "fastfss/center_pivot_conv4d.h"
 #include "fastfss/dense_correlation.h"
 #include "fastfss/dense_match.h"
 #include "fastfss/dense_match_backward.h"
@@ -134,6 +135,21 @@ PYBIND11_MODULE(_native, module) {
          bool clamp, int threads, bool emulate_amx) {
         const DenseCorrelationArgs args{query, support, out, eps, clamp, threads};
         emulate_amx ? dense_correlation_emulated_amx(args) : dense_correlation(args);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "center_pivot_conv4d",
+      [](const std::optional<TensorView>& x, const std::optional<TensorView>& pruned,
+         const std::optional<TensorView>& support_weight,
+         const std::optional<TensorView>& query_weight, const TensorView& bias,
+         const std::optional<TensorView>& start, const TensorView& out,
+         const std::optional<TensorView>& norm_weight, const std::optional<TensorView>& norm_bias,
+         int64_t stride, int64_t groups, float eps, int threads) {
+        const TensorView none{};
+        center_pivot_conv4d({x.value_or(none), pruned.value_or(none),
+                             support_weight.value_or(none), query_weight.value_or(none), bias,
+                             start.value_or(none), out, norm_weight.value_or(none),
+                             norm_bias.value_or(none), stride, groups, eps, threads});
       },
       py::call_guard<py::gil_scoped_release>());
   module.def("release_workspace", &release_workspace);

@@ -14,18 +14,20 @@ import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        AMP CANet DCAMA DENet HSNet IMRHSNet MLC PANet PFENet PGNet PPNet Result SSP Task
-        create_encoder create_model list_encoders list_models model_info
+        AMP CANet DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet MLC PANet PFENet PGNet PPNet
+        Result SSP Task create_encoder create_model list_encoders list_models model_info
     """,
     fastfss.ops: """
-        Explanation center_pivot_conv4d dense_correlation dense_match dense_match_sums explain
-        masked_average_pool prototype_match
+        Explanation center_pivot_block center_pivot_conv4d dense_correlation dense_match
+        dense_match_sums explain masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        AMP CANet ClassLogits DCAMA DENet FewShotSegmenter GraphConfig HSNet IMRHSNet IMROutput
-        LatentClasses MethodInfo MiningConfig MLC MLCOutput PANet PANetOutput PartConfig PFENet
-        PFENetOutput PGNet PPNet PPNetOutput Prediction PublishedScore Rectification
-        SelfSupportConfig SSP SSPOutput Unlabelled create_model list_models model_info
+        AMP CANet ClassLogits DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig GUIDED_NETWORKS
+        GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput InteractiveEarly
+        InteractiveLate LatentClasses MethodInfo MiningConfig MLC MLCOutput PANet PANetOutput
+        PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction PublishedNetwork
+        PublishedScore Rectification SelfSupportConfig SSP SSPOutput Unlabelled create_model
+        list_models model_info published_state
     """,
     fastfss.protocols: """
         ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter

@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "fastfss/center_pivot_conv4d.h"
 #include "fastfss/dense_correlation.h"
 #include "fastfss/dense_match.h"
 #include "fastfss/dense_match_backward.h"
@@ -76,6 +77,17 @@ float stream_read(const float* data, int64_t count, int threads) {
       {Isa::kAvx512, avx512::stream_read},
 #endif
   })(data, count, threads);
+}
+
+void center_pivot_conv4d(const CenterPivotConv4dArgs& args) {
+  choose<void(const CenterPivotConv4dArgs&)>(
+      {{Isa::kPortable, &portable::center_pivot_conv4d},
+#if defined(FASTFSS_X86)
+       {Isa::kAvx2, &avx2::center_pivot_conv4d},
+       {Isa::kAvx512, &avx512::center_pivot_conv4d},
+       {Isa::kAvx512Bf16, &avx512_bf16::center_pivot_conv4d}
+#endif
+      })(args);
 }
 
 void dense_correlation(const DenseCorrelationArgs& args) {

@@ -122,6 +122,7 @@ class OverlappingMasks(MaskSet):
 
     name = "coco"
     ignores = False
+    overlaps = True
 
     def __init__(self, root: Path, path: Path, images: str) -> None:
         self.root, self.classes, self._path = root, COCO_CLASSES, path
@@ -165,9 +166,8 @@ class OverlappingMasks(MaskSet):
         coder: Any = import_extra(
             "pycocotools.mask", extra="data", purpose="Reading COCO's overlapping masks"
         )
-        return torch.from_numpy(
-            coder.decode({"size": entry["size"], "counts": entry["counts"][str(cls)]})
-        )
+        run = {"size": entry["size"], "counts": entry["counts"][str(cls)]}
+        return torch.from_numpy(coder.decode(run)).contiguous()
 
     def _size(self, number: int) -> tuple[int, int]:
         size = self.items[number].size

@@ -50,6 +50,7 @@ class MaskSet(ABC):
         classes: id, from 1 -> name.
         items: the images.
         ignores: whether masks hold 255, pixels that count for nothing.
+        overlaps: whether a pixel may belong to several classes, so that `labels` does not say all.
     """
 
     name: str
@@ -57,6 +58,7 @@ class MaskSet(ABC):
     classes: Mapping[int, str]
     items: Sequence[Item]
     ignores: bool
+    overlaps: bool = False
 
     def index(self, minimum: int = 1) -> dict[int, list[int]]:
         """The images of each class.

@@ -37,10 +37,18 @@ class FeatureInfo:
 
 @dataclass(frozen=True)
 class Normalization:
-    """What the encoder expects of its input: `(image - mean) / std`, RGB, image in [0, 1]."""
+    """What the encoder expects of its input: `(scale * image - mean) / std`.
+
+    Args:
+        mean, std: of red, green and blue.
+        scale: the largest pixel; 255 for Caffe's networks.
+        bgr: whether the channels come out in the order blue, green, red.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    scale: float = 1.0
+    bgr: bool = False
 
     def apply(self, images: Tensor) -> Tensor:
         """Normalise images.
@@ -49,7 +57,7 @@ class Normalization:
             images: (..., 3, H, W) floating point, RGB in [0, 1].
 
         Returns:
-            The same shape, dtype and device.
+            The same shape, dtype and device; channels in the encoder's order.
 
         Raises:
             TypeError: images that are not floating point.
@@ -58,7 +66,10 @@ class Normalization:
             raise TypeError(f"images: expected floating point in [0, 1], got {images.dtype}")
         mean = images.new_tensor(self.mean)[:, None, None]
         std = images.new_tensor(self.std)[:, None, None]
-        return (images - mean) / std
+        if self.scale != 1:
+            images = images * self.scale
+        normalised = (images - mean) / std
+        return normalised.flip(-3) if self.bgr else normalised
 
 
 IMAGENET_NORMALIZATION = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -89,6 +100,7 @@ class Encoder(nn.Module):
         options: with these, `create_encoder(name, **options)` builds the same modules again.
         batch_statistics: whether batch norms follow `train`, and then use and keep a running mean
             of the statistics of what passes through. Counts from the next call of `train`.
+        inputs: channels of its input; more than an image's 3 where an annotation comes with it.
     """
 
     name: str
@@ -99,6 +111,7 @@ class Encoder(nn.Module):
     # out: classifiers and stages that the encoder does not have.
     ignored_keys: tuple[str, ...] = ()
     batch_statistics: bool = False
+    inputs: int = 3
 
     # The image size with which fold_batch_norm watches which convolution feeds which norm.
     _probe_size: tuple[int, int] = (64, 64)
@@ -116,7 +129,8 @@ class Encoder(nn.Module):
         """Compute feature maps, and nothing deeper than the deepest one asked for.
 
         Args:
-            images: (B, 3, H, W) floating point, normalised with `normalization`.
+            images: (B, 3, H, W) floating point, normalised with `normalization`; (B, inputs, H, W)
+                for an encoder that takes more than the image.
             names: the maps wanted; None for all of `features`.
 
         Returns:
@@ -126,8 +140,8 @@ class Encoder(nn.Module):
             TypeError: images that are not floating point, or `names` given as one text.
             ValueError: images of another shape, or a name that `features` lacks.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images: expected (B, 3, H, W), got {tuple(images.shape)}")
+        if images.ndim != 4 or images.shape[1] != self.inputs:
+            raise expected("images", f"(B, {self.inputs}, H, W)", str(tuple(images.shape)))
         if not images.is_floating_point():
             raise TypeError(f"images: expected normalised floating point, got {images.dtype}")
         if isinstance(names, str):

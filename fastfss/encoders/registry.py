@@ -16,6 +16,7 @@ from fastfss.encoders.deep_stem_resnet import DeepStemResNet
 from fastfss.encoders.dilated_densenet import DilatedDenseNet
 from fastfss.encoders.dilated_resnet import DilatedResNet
 from fastfss.encoders.every_block import EveryBlockResNet, EveryBlockVGG
+from fastfss.encoders.fcn_vgg import FCNVGG
 from fastfss.encoders.mobilenet_v2_tf import MobileNetV2TF
 from fastfss.encoders.panet_vgg import PANetVGG
 from fastfss.encoders.pfenet_encoders import PFENetResNet, PFENetVGG
@@ -25,7 +26,7 @@ from fastfss.encoders.torchvision_encoders import TorchvisionResNet, Torchvision
 from fastfss.errors import CheckpointError
 from fastfss.weights import load_into, read_checkpoint
 
-_BUILDERS: dict[str, Callable[[str], Encoder]] = {
+_BUILDERS: dict[str, Callable[..., Encoder]] = {
     **dict.fromkeys(("deep_resnet50", "deep_resnet101"), DeepStemResNet),
     "dilated_densenet121": DilatedDenseNet,
     **dict.fromkeys(("dilated_resnet50", "dilated_resnet101"), DilatedResNet),
@@ -35,6 +36,7 @@ _BUILDERS: dict[str, Callable[[str], Encoder]] = {
     **dict.fromkeys(("blocks_resnet50", "blocks_resnet101"), EveryBlockResNet),
     "blocks_swin_b": lambda _name: EveryBlockSwin(),
     "blocks_vgg16": lambda _name: EveryBlockVGG(),
+    **dict.fromkeys(("fcn_vgg16", "fcn_vgg16_lite"), FCNVGG),
     "mobilenet_v2_tf": lambda _name: MobileNetV2TF(),
     "panet_vgg16": PANetVGG,
     **dict.fromkeys(("pfenet_resnet50", "pfenet_resnet101", "pfenet_resnet152"), PFENetResNet),
@@ -68,7 +70,8 @@ def create_encoder(
             or a file in the published key names.
         last: the deepest feature map to keep; what only deeper ones need is not kept.
         folded: whether to fold the batch norms, for inference; see `Encoder.fold_batch_norm`.
-        options: for "timm:" names only: `final_norm`, `pad`, and what timm.create_model takes.
+        options: for "timm:" names `final_norm`, `pad`, and what timm.create_model takes; for
+            "fcn_vgg16" and "fcn_vgg16_lite" `annotations`.
 
     Returns:
         The encoder, in training mode as every new module, unless folded by `folded`.
@@ -110,9 +113,11 @@ def _build(name: str, options: Mapping[str, Any]) -> Encoder:
             f"name: no encoder {name!r}{hint} There are {', '.join(_BUILDERS)}, and any "
             f"'{PREFIX}<model of timm>'."
         )
-    if options:
-        raise TypeError(f"{name} takes no option {', '.join(map(repr, options))}")
-    return _BUILDERS[name](name)
+    build = _BUILDERS[name]
+    known = {"annotations"} if build is FCNVGG else set()
+    if unknown := [option for option in options if option not in known]:
+        raise TypeError(f"{name} takes no option {', '.join(map(repr, unknown))}")
+    return build(name, **options)
 
 
 def _download(encoder: Encoder) -> dict[str, Tensor]:

@@ -8,9 +8,14 @@ from fastfss.methods.canet import CANet
 from fastfss.methods.class_rows import ClassLogits
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
+from fastfss.methods.fcn32s import FCN32s
+from fastfss.methods.features import Features
+from fastfss.methods.guided import GuidedEarly, GuidedLate, GuidedSegmenter
+from fastfss.methods.guided_networks import GUIDED_NETWORKS, PublishedNetwork, published_state
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.imr_hsnet import IMRHSNet, IMROutput
 from fastfss.methods.info import MethodInfo, PublishedScore
+from fastfss.methods.interactive import InteractiveEarly, InteractiveLate
 from fastfss.methods.latent_classes import LatentClasses, MiningConfig
 from fastfss.methods.latent_graph import GraphConfig, Unlabelled
 from fastfss.methods.mlc import MLC, MLCOutput
@@ -28,16 +33,24 @@ from fastfss.methods.ssp import SSP, SSPOutput
 __all__ = [
     "AMP",
     "DCAMA",
+    "GUIDED_NETWORKS",
     "MLC",
     "SSP",
     "CANet",
     "ClassLogits",
     "DENet",
+    "FCN32s",
+    "Features",
     "FewShotSegmenter",
     "GraphConfig",
+    "GuidedEarly",
+    "GuidedLate",
+    "GuidedSegmenter",
     "HSNet",
     "IMRHSNet",
     "IMROutput",
+    "InteractiveEarly",
+    "InteractiveLate",
     "LatentClasses",
     "MLCOutput",
     "MethodInfo",
@@ -51,6 +64,7 @@ __all__ = [
     "PPNetOutput",
     "PartConfig",
     "Prediction",
+    "PublishedNetwork",
     "PublishedScore",
     "Rectification",
     "SSPOutput",
@@ -59,4 +73,5 @@ __all__ = [
     "create_model",
     "list_models",
     "model_info",
+    "published_state",
 ]

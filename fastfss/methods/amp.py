@@ -25,6 +25,7 @@ from fastfss.methods.class_rows import (
     insert_rows,
     label_of,
 )
+from fastfss.methods.features import Features, map_of, stacked_features
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.prototypes import IGNORED, region_masks, upsample
@@ -37,6 +38,7 @@ from fastfss.weights import KeyMap
 Background = Literal["running", "episode"]
 
 LEVELS = (1, 2, 3)
+_MAPS = tuple(f"level{level}" for level in LEVELS)
 _EPS = 1e-3  # added to the area of a mask
 # Published files name every tensor of the levels twice; where the two differ, this one counts.
 _ALIASES = {
@@ -132,6 +134,10 @@ class AMP(FewShotSegmenter):
         """Those of the three levels, the finest first."""
         return (self.level1_classifier, self.level2_classifier, self.level3_classifier)
 
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Those of `levels`, "level1" to "level3"."""
+        return {f"level{n}": one for n, one in zip(LEVELS, self.levels(images), strict=True)}
+
     def levels(self, images: Tensor) -> list[Tensor]:
         """The three maps (B, D, h, w) of images (B, 3, H, W), the finest first."""
         maps = list(self.encoder(images, self.layers).values())
@@ -152,6 +158,13 @@ class AMP(FewShotSegmenter):
                 any the new class has a row of its own after those of the classifier.
         """
         return self._encode(images, masks, labels, self.background)
+
+    def support_from(
+        self, features: Sequence[Features], masks: Images, labels: Labels | None = None
+    ) -> Task:
+        """Turn encoded shots into a Task; see encode_support."""
+        maps, shot_masks = stacked_features(features, _MAPS, masks)
+        return self._task([maps[name] for name in _MAPS], shot_masks, labels, self.background)
 
     @torch.no_grad()
     def fit(
@@ -178,11 +191,20 @@ class AMP(FewShotSegmenter):
         self, images: Images, masks: Images, labels: Labels | None, background: Background
     ) -> Task:
         shots, shot_masks = stacked_shots(images, masks)
-        batch, count = shots.shape[:2]
-        ids = checked_labels(labels, batch, self.classes, shots.device)
-        regions = region_masks(shot_masks.flatten(0, 1)).to(shots.dtype)
+        return self._task(self.levels(shots.flatten(0, 1)), shot_masks, labels, background)
+
+    def _task(
+        self,
+        levels: Sequence[Tensor],  # three times (B * K, D, h, w)
+        masks: Tensor,  # (B, K, H, W)
+        labels: Labels | None,
+        background: Background,
+    ) -> Task:
+        batch, count = masks.shape[:2]
+        ids = checked_labels(labels, batch, self.classes, masks.device)
+        regions = region_masks(masks.flatten(0, 1)).to(levels[0].dtype)
         tensors: dict[str, Tensor] = {}
-        for level, features in zip(LEVELS, self.levels(shots.flatten(0, 1)), strict=True):
+        for level, features in zip(LEVELS, levels, strict=True):
             small = F.interpolate(regions, features.shape[2:], mode="nearest")
             proxies = F.normalize(masked_average_pool(features, small, eps=_EPS), dim=2)
             foreground, own = proxies.unbind(dim=1)  # (B * K, D)
@@ -204,17 +226,20 @@ class AMP(FewShotSegmenter):
 
     # ---- Query
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment query images; see FewShotSegmenter.segment.
+        """Segment encoded queries; see FewShotSegmenter.segment_from.
 
         A class's background is, at every position, the largest of all other logits: the
         background's and, with `base`, the base classes'.
         """
-        scores = self.classify(query, task).scores()
-        size = output_size or (query.shape[2], query.shape[3])
-        return prediction_of(upsample(scores, size))
+        tasks = self.checked_ways(task, features.batch)
+        scores = self.head([map_of(features, name) for name in _MAPS], tasks).scores()
+        return prediction_of(upsample(scores, output_size or features.size))
 
     def classify(self, query: Tensor, task: Task | Sequence[Task]) -> ClassLogits:
         """The published logits, of all classes, at the finest level's size.

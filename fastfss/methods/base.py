@@ -19,11 +19,12 @@ from fastfss.data import ImageLike, MaskLike, read_image, read_mask
 from fastfss.encoders import Encoder, load_encoder
 from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import CheckpointError, expected
+from fastfss.methods.features import Features
 from fastfss.methods.frames import Frame, frame_image, frame_mask, frame_size
 from fastfss.methods.graphed import GraphedQuery
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.shots import Images
+from fastfss.methods.shots import Images, shots_of
 from fastfss.result import Result
 from fastfss.task import Task
 from fastfss.weights import KeyMap, load_into, save_checkpoint
@@ -47,8 +48,11 @@ class FewShotSegmenter(nn.Module):
             that are left out.
         frame: how `fit` and `predict` bring images to `size`.
         default_size: `size` where none is given.
+        few_shot: whether a support may be another image than the query.
         encoder: the backbone.
         layers: the feature maps that the method reads.
+        cheap_update: whether `support_from` runs no stage of the encoder, so that a change of the
+            masks costs little.
         size: the pixels to which `fit` and `predict` bring images: of the longer side, or of both
             (`frame`); None keeps them as they are.
     """
@@ -60,6 +64,8 @@ class FewShotSegmenter(nn.Module):
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     frame: ClassVar[Frame] = "aspect"
     default_size: ClassVar[int | None] = None
+    few_shot: ClassVar[bool] = True
+    cheap_update: ClassVar[bool] = True
 
     def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
         super().__init__()
@@ -77,7 +83,47 @@ class FewShotSegmenter(nn.Module):
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self._origin_fingerprint: str | None = None
 
+    def encode(self, images: Tensor) -> Features:
+        """What the method needs of images, whether they become supports or queries.
+
+        Args:
+            images: (B, 3, H, W), normalised as `encoder.normalization` says.
+
+        Raises:
+            ValueError: if `images` is not (B, 3, H, W).
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise expected("images", "(B, 3, H, W)", str(tuple(images.shape)))
+        return Features(self.maps(images), (images.shape[2], images.shape[3]))
+
     @abstractmethod
+    def maps(self, images: Tensor) -> Mapping[str, Tensor]:
+        """The maps of `encode`: name -> (B, C, h, w)."""
+
+    @abstractmethod
+    def support_from(self, features: Sequence[Features], masks: Images) -> Task:
+        """`encode_support` of images that are encoded already.
+
+        Args:
+            features: of K shots, B images each.
+            masks: (B, K, H, W), or K tensors (B, H_k, W_k), as in encode_support.
+        """
+
+    @abstractmethod
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
+    ) -> Prediction:
+        """`segment` of images that are encoded already.
+
+        Args:
+            features: of the queries.
+            task: one task, or one a way.
+            output_size: height and width of the logits; the images' by default.
+        """
+
     def encode_support(self, images: Images, masks: Images) -> Task:
         """Turn a support set into a Task.
 
@@ -87,8 +133,26 @@ class FewShotSegmenter(nn.Module):
             masks: (B, K, H, W), or K tensors (B, H_k, W_k); 1 object, 0 background, 255 ignored.
                 Their size may differ from the images'.
         """
+        return self.support_from(self.encode_shots(images, masks), masks)
 
-    @abstractmethod
+    def encode_shots(self, images: Images, masks: Images) -> list[Features]:
+        """The features of each shot; shots of one size are encoded together.
+
+        Args, Raises: as in encode_support.
+        """
+        shots, _ = shots_of(images, masks)
+        groups: dict[torch.Size, list[int]] = {}
+        for index, image in enumerate(shots):
+            groups.setdefault(image.shape, []).append(index)
+        found: dict[int, Features] = {}
+        for members in groups.values():
+            together = self.encode(torch.cat([shots[i] for i in members]))
+            parts = {name: one.chunk(len(members)) for name, one in together.maps.items()}
+            for place, index in enumerate(members):
+                maps = {name: chunks[place] for name, chunks in parts.items()}
+                found[index] = Features(maps, together.size)
+        return [found[index] for index in range(len(shots))]
+
     def segment(
         self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
     ) -> Prediction:
@@ -102,6 +166,8 @@ class FewShotSegmenter(nn.Module):
         Raises:
             ValueError: if `query` is not (B, 3, H, W) or a task does not fit the model.
         """
+        tasks = self.ways_of(query, task)
+        return self.segment_from(self.encode(query), tasks, output_size)
 
     def ways_of(self, query: Tensor, task: Task | Sequence[Task]) -> list[Task]:
         """The tasks of a call of `segment`, checked against the method and the query's batch.
@@ -112,6 +178,14 @@ class FewShotSegmenter(nn.Module):
         """
         if query.ndim != 4 or query.shape[1] != 3:
             raise expected("query", "(B, 3, H, W)", str(tuple(query.shape)))
+        return self.checked_ways(task, query.shape[0])
+
+    def checked_ways(self, task: Task | Sequence[Task], batch: int) -> list[Task]:
+        """The tasks of a call of `segment_from`, checked against the method and the batch.
+
+        Raises:
+            ValueError: if there is no task, or a task is of another method or batch.
+        """
         tasks = [task] if isinstance(task, Task) else list(task)
         if not tasks:
             raise expected("task", "at least one Task", "none")
@@ -119,8 +193,8 @@ class FewShotSegmenter(nn.Module):
             if one.method != self.method:
                 came = f"one of {one.method!r}"
                 raise expected("task", f"a task of method {self.method!r}", came)
-            if one.batch not in (1, query.shape[0]):
-                wanted = f"a task of batch 1 or {query.shape[0]}, the query's"
+            if one.batch not in (1, batch):
+                wanted = f"a task of batch 1 or {batch}, the query's"
                 raise expected("task", wanted, f"one of batch {one.batch}")
         return tasks
 

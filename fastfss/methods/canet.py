@@ -6,7 +6,7 @@ and Attentive Few-Shot Learning", CVPR 2019, as implemented in lizhaoliu-Lec/DEN
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from fastfss.errors import expected
 from fastfss.methods.aspp import RegASPP
 from fastfss.methods.embedding import WIDTH, EmbeddingSegmenter, convolution, two_convolutions
 from fastfss.methods.info import MethodInfo
-from fastfss.methods.shots import Images, stacked_shots
 from fastfss.ops import masked_average_pool
 from fastfss.task import Task
 from fastfss.weights import KeyMap
@@ -75,16 +74,14 @@ class CANet(EmbeddingSegmenter):
         self.aspp = RegASPP(WIDTH, dropout)
         self.classifier = nn.Conv2d(WIDTH, 2, 1)
 
-    def encode_support(self, images: Images, masks: Images) -> Task:
-        """Turn a support set into a Task of prototypes; see FewShotSegmenter.encode_support.
+    def support_of(self, maps: Mapping[str, Tensor], masks: Tensor) -> Task:
+        """Make prototypes; see StackedSegmenter.
 
         The Task holds "prototype", (B, K, 256): the mean of the embedded maps under the mask.
         """
-        shots, shot_masks = stacked_shots(images, masks)
-        features = self.embed(shots.flatten(0, 1))
-        objects = (shot_masks == 1).flatten(0, 1).unsqueeze(1)
-        prototypes = masked_average_pool(features, objects, eps=_EPS)
-        return Task(self.method, {"prototype": prototypes.view(*shots.shape[:2], WIDTH)})
+        objects = (masks == 1).flatten(0, 1).unsqueeze(1)
+        prototypes = masked_average_pool(maps["embedded"], objects, eps=_EPS)
+        return Task(self.method, {"prototype": prototypes.view(*masks.shape[:2], WIDTH)})
 
     def head(self, features: Tensor, tasks: Sequence[Task]) -> Tensor:
         """Logits (B, W, 2, h, w): of each way the mean over its shots, all computed together."""

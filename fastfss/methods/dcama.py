@@ -6,7 +6,7 @@ Aggregation for Few-Shot Segmentation", ECCV 2022.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
-from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.features import Features, map_of
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.shots import Images, stacked_shots
+from fastfss.methods.shots import Images
+from fastfss.methods.stacked import StackedSegmenter, apart
 from fastfss.ops import dense_match
 from fastfss.task import Task
 from fastfss.weights import KeyMap
@@ -39,7 +40,7 @@ class Stage:
     channels: int
 
 
-class DCAMA(FewShotSegmenter):
+class DCAMA(StackedSegmenter):
     """DCAMA: attention of every query position over all support pixels, with the mask as value.
 
     The backbone stays as ImageNet made it. The shots of a task share one softmax.
@@ -100,17 +101,19 @@ class DCAMA(FewShotSegmenter):
         self.model = MaskAggregation(self.stages, self.skip_stage.channels, dropout)
         encoder.requires_grad_(False)
 
-    def encode_support(self, images: Images, masks: Images) -> Task:
-        """Turn a support set into attention keys; see FewShotSegmenter.encode_support.
+    @property
+    def map_names(self) -> Sequence[str]:
+        """See StackedSegmenter."""
+        return (self.skips[1], *(name for stage in self.stages for name in stage.layers))
 
-        All shots have one size. The Task holds for each attending layer "key.<layer>"
+    def support_of(self, maps: Mapping[str, Tensor], masks: Tensor) -> Task:
+        """Make attention keys; see StackedSegmenter.
+
+        The Task holds for each attending layer "key.<layer>"
         (B, K, C, h, w), for each stride "mask.<stride>" (B, K, h, w), and the decoder's
         "skip.<layer>" (B, K, C, h, w).
         """
-        shots, shot_masks = stacked_shots(images, masks)
-        batch, count = shots.shape[:2]
-        maps = self.pyramid(shots.flatten(0, 1))
-        objects = (shot_masks.flatten(0, 1) == 1).unsqueeze(1).to(shots.dtype)
+        objects = (masks.flatten(0, 1) == 1).unsqueeze(1).to(maps[self.skips[1]].dtype)
         tensors = {f"skip.{name}": maps[name] for name in self.skips}
         for stage, block in zip(self.stages, self.model.blocks, strict=True):
             grid = maps[stage.layers[0]].shape[-2:]
@@ -118,16 +121,18 @@ class DCAMA(FewShotSegmenter):
             tensors[f"mask.{stage.stride}"] = resized.squeeze(1)
             keys = block.project(torch.stack([maps[name] for name in stage.layers], dim=1), 1)
             tensors |= {f"key.{n}": keys[:, i] for i, n in enumerate(stage.layers)}
-        apart = {key: one.unflatten(0, (batch, count)) for key, one in tensors.items()}
-        return Task(self.method, apart)
+        return Task(self.method, apart(tensors, masks))
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment query images; see FewShotSegmenter.segment."""
-        tasks = self.ways_of(query, task)
-        size = output_size or (query.shape[2], query.shape[3])
-        maps = self.pyramid(query)
+        """Segment encoded queries; see FewShotSegmenter.segment_from."""
+        tasks = self.checked_ways(task, features.batch)
+        size = output_size or features.size
+        maps = {name: map_of(features, name) for name in self.map_names}
         queries = self.queries(maps)
         logits = [self.match(maps, queries, one) for one in tasks]
         if logits[0].shape[-2:] != size:
@@ -173,11 +178,10 @@ class DCAMA(FewShotSegmenter):
         logits: Tensor = self.model(coarse, *skips)
         return logits
 
-    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
         """The maps that are used, without gradient: the backbone is never trained."""
-        wanted = [name for stage in self.stages for name in stage.layers]
         with torch.no_grad():
-            maps: dict[str, Tensor] = self.encoder(images, [self.skips[1], *wanted])
+            maps: dict[str, Tensor] = self.encoder(images, self.map_names)
         return maps
 
     def forward(self, images: Images, masks: Images, query: Tensor) -> Tensor:

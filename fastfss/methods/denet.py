@@ -6,7 +6,7 @@ Multimedia 2020.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast, get_args
 
 import torch
@@ -27,6 +27,7 @@ from fastfss.methods.class_rows import (
     label_of,
 )
 from fastfss.methods.embedding import WIDTH, convolution
+from fastfss.methods.features import Features, map_of, stacked_features
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.prototypes import IGNORED, upsample
@@ -148,13 +149,32 @@ class DENet(FewShotSegmenter):
                 Without any the new class has a row of its own after those of the classifier.
         """
         shots, shot_masks = stacked_shots(images, masks)
-        batch, count = shots.shape[:2]
-        ids = checked_labels(labels, batch, self.classes, shots.device)
+        return self._task(lambda: self.embed(shots.flatten(0, 1)), shot_masks, labels)
+
+    def support_from(
+        self, features: Sequence[Features], masks: Images, labels: Labels | None = None
+    ) -> Task:
+        """Turn encoded shots into a Task; see encode_support."""
+        maps, shot_masks = stacked_features(features, ("embedded",), masks)
+        return self._task(lambda: maps["embedded"], shot_masks, labels)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The embedded map, "embedded"."""
+        return {"embedded": self.embed(images)}
+
+    def _task(
+        self,
+        embedded: Callable[[], Tensor],  # (B * K, 256, h, w); a row that is kept needs none
+        masks: Tensor,  # (B, K, H, W)
+        labels: Labels | None,
+    ) -> Task:
+        batch, count = masks.shape[:2]
+        ids = checked_labels(labels, batch, self.classes, masks.device)
         if ids is None or not self.support_free or self.training:
-            prototypes = self._prototypes(shots, shot_masks)
+            prototypes = self._prototypes(embedded(), masks)
         else:
             if not self.estimator.keeps(ids):
-                self.estimator.keep(self._prototypes(shots, shot_masks).mean(dim=1), ids)
+                self.estimator.keep(self._prototypes(embedded(), masks).mean(dim=1), ids)
             prototypes = self.estimator.kept(ids).unsqueeze(1).expand(-1, count, -1)
         tensors = {"prototype": prototypes}
         if ids is not None:
@@ -163,14 +183,13 @@ class DENet(FewShotSegmenter):
 
     def _prototypes(
         self,
-        shots: Tensor,  # (B, K, 3, H, W)
-        masks: Tensor,  # (B, K, H', W')
+        features: Tensor,  # (B * K, 256, h, w)
+        masks: Tensor,  # (B, K, H, W)
     ) -> Tensor:  # (B, K, 256)
-        features = self.embed(shots.flatten(0, 1))
         objects = (masks == 1).flatten(0, 1).unsqueeze(1).float()
         objects = F.interpolate(objects, features.shape[2:], mode="nearest")
         rows = self.estimator.prototypes(features, objects)
-        return rows.view(*shots.shape[:2], WIDTH)
+        return rows.view(*masks.shape[:2], WIDTH)
 
     @torch.no_grad()
     def fit(
@@ -191,16 +210,19 @@ class DENet(FewShotSegmenter):
         images, masks = self.read_shots(shots, mask_value)
         return self.named(self.encode_support(images, masks, label), name)
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment query images; see FewShotSegmenter.segment.
+        """Segment encoded queries; see FewShotSegmenter.segment_from.
 
         A class's background is, at every position, the largest logit of all other classes.
         """
-        scores = self.classify(query, task).scores()
-        size = output_size or (query.shape[2], query.shape[3])
-        return prediction_of(upsample(scores, size))
+        tasks = self.checked_ways(task, features.batch)
+        scores = self.head(map_of(features, "embedded"), tasks).scores()
+        return prediction_of(upsample(scores, output_size or features.size))
 
     def classify(self, query: Tensor, task: Task | Sequence[Task]) -> ClassLogits:
         """The published logits, of all classes, at the head's size.

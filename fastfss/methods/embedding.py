@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
-from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.features import Features, map_of
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.prototypes import IGNORED, upsample
 from fastfss.methods.shots import Images
+from fastfss.methods.stacked import StackedSegmenter
 from fastfss.methods.ways import merge_ways
 from fastfss.task import Task
 
@@ -33,7 +34,7 @@ def two_convolutions(inputs: int = WIDTH) -> nn.Sequential:
     )
 
 
-class EmbeddingSegmenter(FewShotSegmenter):
+class EmbeddingSegmenter(StackedSegmenter):
     """A frozen encoder, an embedding of its maps, and a head that gives each task two logits.
 
     Args:
@@ -66,6 +67,15 @@ class EmbeddingSegmenter(FewShotSegmenter):
             convolution(channels, WIDTH, 2), nn.ReLU(inplace=True), nn.Dropout2d(dropout)
         )
 
+    @property
+    def map_names(self) -> Sequence[str]:
+        """See StackedSegmenter."""
+        return ("embedded",)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The embedded map, "embedded"."""
+        return {"embedded": self.embed(images)}
+
     def embed(self, images: Tensor) -> Tensor:
         """The embedded maps (B, 256, h, w) of images (B, 3, H, W)."""
         return cast(Tensor, self.embedding(self.features(images)))
@@ -74,13 +84,16 @@ class EmbeddingSegmenter(FewShotSegmenter):
     def head(self, features: Tensor, tasks: Sequence[Task]) -> Tensor:
         """Logits (B, W, 2, h, w), each way for itself, of embedded queries (B, 256, h, w)."""
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment query images; see FewShotSegmenter.segment. Several ways: see merge_ways."""
-        tasks = self.ways_of(query, task)
-        pairs = self.head(self.embed(query), tasks)
-        size = output_size or (query.shape[2], query.shape[3])
+        """Segment encoded queries; see FewShotSegmenter. Several ways: see merge_ways."""
+        tasks = self.checked_ways(task, features.batch)
+        pairs = self.head(map_of(features, "embedded"), tasks)
+        size = output_size or features.size
         return merge_ways(upsample(pairs.flatten(0, 1), size).unflatten(0, pairs.shape[:2]))
 
     def forward(self, images: Images, masks: Images, query: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Min, Kang, Cho: "Hypercorrelation Squeeze for Few-Shot Segmentation", ICCV 2021.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
+from fastfss.methods.features import Features, map_of
 from fastfss.methods.hypercorrelation import Grid, HypercorrelationLearner, Level
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.level_pyramid import STRIDES, Fusion, LevelPyramid
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.shots import Images, stacked_shots
+from fastfss.methods.shots import Images
+from fastfss.methods.stacked import apart
 from fastfss.task import Task
 from fastfss.weights import KeyMap
 
@@ -73,43 +75,41 @@ class HSNet(LevelPyramid):
         two, three, four = map(len, self.levels)
         self.hpn_learner = HypercorrelationLearner((two, three, four), grid)
 
-    def encode_support(self, images: Images, masks: Images) -> Task:
-        """Turn a support set into masked feature maps; see FewShotSegmenter.encode_support.
+    def support_of(self, maps: Mapping[str, Tensor], masks: Tensor) -> Task:
+        """Mask the shots' maps; see StackedSegmenter.
 
-        All shots have one size. The Task holds a map (B, K, C, h, w) a layer, under its name, and
-        "mask.<stride>" (B, K, h, w).
+        The Task holds a map (B, K, C, h, w) a layer, under its name, and "mask.<stride>"
+        (B, K, h, w).
         """
-        shots, shot_masks = stacked_shots(images, masks)
-        batch, count = shots.shape[:2]
-        maps = self.pyramid(shots.flatten(0, 1))
-        objects = (shot_masks.flatten(0, 1) == 1).unsqueeze(1).to(shots.dtype)
+        objects = (masks.flatten(0, 1) == 1).unsqueeze(1).to(maps[self.layers[0]].dtype)
         tensors = {}
         for stride, names in zip(STRIDES, self.levels, strict=True):
             grid = maps[names[0]].shape[-2:]
             soft = F.interpolate(objects, grid, mode="bilinear", align_corners=True)
             tensors[f"mask.{stride}"] = soft.squeeze(1)
             tensors |= {name: maps[name] * soft for name in names}
-        apart = {key: one.unflatten(0, (batch, count)) for key, one in tensors.items()}
-        return Task(self.method, apart)
+        return Task(self.method, apart(tensors, masks))
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment query images; see FewShotSegmenter.segment.
+        """Segment encoded queries; see FewShotSegmenter.segment_from.
 
         With one shot, or fusion "mean", `logits` are the network's; else see `fused`.
         """
-        tasks = self.ways_of(query, task)
-        size = output_size or (query.shape[2], query.shape[3])
-        shots = self.shot_logits(query, tasks, size)
+        tasks = self.checked_ways(task, features.batch)
+        shots = self.shot_logits(features, tasks, output_size or features.size)
         return Prediction.from_pairs([self.fused(one) for one in shots])
 
     def shot_logits(
-        self, query: Tensor, tasks: Sequence[Task], size: tuple[int, int]
+        self, features: Features, tasks: Sequence[Task], size: tuple[int, int]
     ) -> list[Tensor]:
-        """For each task the logits (B, K, 2, H, W) of its shots, on one encoding of the query."""
-        maps = self.pyramid(query)
-        batch = query.shape[0]
+        """For each task the logits (B, K, 2, H, W) of its shots, for queries of `encode`."""
+        maps = {name: map_of(features, name) for name in self.layers}
+        batch = features.batch
         supports = self.support_maps(tasks, maps, [f"mask.{stride}" for stride in STRIDES])
         count = supports[self.layers[0]].shape[1]
         together = max(1, (self.memory_mib << 20) // self.correlation_bytes(maps, supports))
@@ -127,12 +127,14 @@ class HSNet(LevelPyramid):
             parts.append(large.unflatten(0, (batch, taken)))
         return list(torch.cat(parts, dim=1).split([one.shots for one in tasks], dim=1))
 
-    def match(self, query: dict[str, Tensor], support: dict[str, Tensor]) -> Tensor:
+    def match(self, query: Mapping[str, Tensor], support: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, 2, 2h, 2w) of maps (B, C, h, w) with a task's, each without its shots."""
         logits: Tensor = self.hpn_learner(*self.level_pairs(query, support))
         return logits
 
-    def level_pairs(self, query: dict[str, Tensor], support: dict[str, Tensor]) -> list[Level]:
+    def level_pairs(
+        self, query: Mapping[str, Tensor], support: Mapping[str, Tensor]
+    ) -> list[Level]:
         """The maps of `match` by stride, fine to coarse."""
         return [
             Level([query[n] for n in names], [support[n] for n in names], support[f"mask.{stride}"])
@@ -144,8 +146,8 @@ class HSNet(LevelPyramid):
         task = self.encode_support(images, masks)
         if task.shots != 1:
             raise expected("images", "one shot an episode, as published", f"{task.shots} shots")
-        size = (query.shape[2], query.shape[3])
-        return self.shot_logits(query, [task], size)[0][:, 0]
+        features = self.encode(query)
+        return self.shot_logits(features, [task], features.size)[0][:, 0]
 
     def loss(self, logits: Tensor, query_mask: Tensor) -> Tensor:
         """Cross-entropy over all pixels; 255 counts as background, as published.

@@ -6,7 +6,6 @@ Correlations are (B, C, ha, wa, hb, wb): query grid, support grid; channels last
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastfss.ops import center_pivot_conv4d, dense_correlation
-from fastfss.ops.center_pivot_conv4d import over_query, over_support
+from fastfss.ops import center_pivot_block, center_pivot_conv4d, dense_correlation
+from fastfss.ops._center_pivot_torch import group_norm4d
+from fastfss.ops.center_pivot_parts import center_pivot_block_in_parts
 
 Grid = Literal["square", "query"]
 GROUPS = 4
-
-# Fresh memory costs more than the arithmetic on it (page faults: 45 ms for 100 MB of correlations
-# whose convolution takes 17 ms), so that big maps are made and used up in parts: of this size where
-# a part is only looked at, and of the larger one where it is the input of a convolution.
-_CACHED_BYTES = 1 << 20
-_PART_BYTES = 16 << 20
 
 
 class Hypercorrelation(ABC):
@@ -109,60 +103,40 @@ class CenterPivotConv4d(nn.Module):
         x: Tensor,  # (B, I, ha, wa, hb, wb)
     ) -> Tensor:  # (B, O, ha, wa, hb / stride, wb / stride)
         """Apply the convolution; under autocast in its dtype, as PyTorch's convolutions."""
-        assert self.conv1.bias is not None and self.conv2.bias is not None
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return center_pivot_conv4d(
-            x.to(dtype),
-            self.conv1.weight.to(dtype),
-            self.conv1.bias.to(dtype),
-            self.conv2.weight.to(dtype),
-            self.conv2.bias.to(dtype),
-            stride=self.stride,
-        )
+        weights = [one.to(dtype) for one in self.weights()]
+        return center_pivot_conv4d(x.to(dtype), *weights, stride=self.stride)
+
+    def normed(self, x: Tensor | Hypercorrelation, norm: nn.GroupNorm) -> Tensor:
+        """The convolution, a group norm and ReLU; without gradients."""
+        weights = (*self.weights(), norm.weight, norm.bias)
+        stride, groups, eps = self.stride, norm.num_groups, norm.eps
+        if isinstance(x, Hypercorrelation):
+            if not self.conv1.weight.is_cuda:
+                return center_pivot_block_in_parts(
+                    x.fill, x.shape, *weights, stride=stride, groups=groups, eps=eps
+                )
+            x = x.correlations()
+        return center_pivot_block(x, *weights, stride=stride, groups=groups, eps=eps)
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias over the query, and over the support."""
+        assert self.conv1.bias is not None and self.conv2.bias is not None
+        return self.conv1.weight, self.conv1.bias, self.conv2.weight, self.conv2.bias
 
 
 class GroupNorm4d(nn.GroupNorm):
-    """Group norm over both grids, in channels-last memory as it comes.
-
-    Statistics are taken per channel and then put together by group: PyTorch's channels-last kernel
-    takes twice the time and loses three digits on maps of this size (8e-5 relative; this: 1e-7).
-    """
+    """Group norm over both grids, in channels-last memory as it comes."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, ha, wa, hb, wb)."""
-        batch, channels = x.shape[:2]
-        last = x.permute(0, 2, 3, 4, 5, 1).reshape(batch, -1, channels)
-        means = last.mean(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
-        variances = _variances(last, means)
-        groups = (batch, self.num_groups, -1)
-        mean = means.view(groups).mean(dim=2, keepdim=True)
-        spread = variances.view(groups) + (means.view(groups) - mean).square()
-        scale = (spread.mean(dim=2, keepdim=True) + self.eps).rsqrt() * self.weight.view(groups[1:])
-        shift = self.bias.view(groups[1:]) - mean * scale
-        # Without gradients nobody needs the convolution's output again.
-        out = None if torch.is_grad_enabled() else last
-        shift, scale = (part.to(x.dtype).view(batch, 1, -1) for part in (shift, scale))
-        normed = torch.addcmul(shift, last, scale, out=out)
-        return normed.view(batch, *x.shape[2:], channels).permute(0, 5, 1, 2, 3, 4)
-
-
-def _variances(last: Tensor, means: Tensor) -> Tensor:
-    """Biased variances (B, C) of (B, N, C); by parts that stay in the cache."""
-    if torch.is_grad_enabled():
-        return (last - means.unsqueeze(1)).square().mean(dim=1)
-    centres = means.to(last.dtype)
-    rows = max(1, _CACHED_BYTES // (last.element_size() * last.shape[0] * last.shape[2]))
-    squares = [
-        (part - centres.unsqueeze(1)).square_().sum(dim=1, dtype=means.dtype)
-        for part in last.split(rows, dim=1)
-    ]
-    return torch.stack(squares).sum(0) / last.shape[1]
+        return group_norm4d(x, self.weight, self.bias, self.num_groups, self.eps)
 
 
 def squeeze_block(
     inputs: int, outputs: Sequence[int], kernels: Sequence[int], strides: Sequence[int]
-) -> nn.Sequential:
+) -> SqueezeBlock:
     """Convolution, group norm and ReLU, once for each of `outputs`."""
     parts: list[nn.Module] = []
     for width, kernel, stride in zip(outputs, kernels, strides, strict=True):
@@ -172,7 +146,28 @@ def squeeze_block(
             nn.ReLU(inplace=True),
         ]
         inputs = width
-    return nn.Sequential(*parts)
+    return SqueezeBlock(*parts)
+
+
+class SqueezeBlock(nn.Sequential):
+    """Convolutions, group norms and ReLUs, in turns."""
+
+    def forward(self, x: Tensor | Hypercorrelation) -> Tensor:
+        """Squeeze maps (B, I, ha, wa, hb, wb) or the correlations of a level.
+
+        Without gradients the three steps are one, and correlations never exist as a whole.
+        """
+        parts = list(self)
+        if torch.is_grad_enabled():
+            squeezed = x if isinstance(x, Tensor) else x.correlations()
+            for part in parts:
+                squeezed = part(squeezed)
+            return squeezed
+        for conv, norm in zip(parts[::3], parts[1::3], strict=True):
+            assert isinstance(conv, CenterPivotConv4d) and isinstance(norm, GroupNorm4d)
+            x = conv.normed(x, norm)
+        assert isinstance(x, Tensor)
+        return x
 
 
 class HypercorrelationEncoder(nn.Module):
@@ -204,12 +199,12 @@ class HypercorrelationEncoder(nn.Module):
         self, level2: Hypercorrelation, level3: Hypercorrelation, level4: Hypercorrelation
     ) -> Tensor:
         """The map (B, 128, h, w), the mean over what is left of the support grid."""
-        mixed = _squeezed(level4, self.encoder_layer4)
+        mixed: Tensor = self.encoder_layer4(level4)
         for level, squeeze, mixer in (
             (level3, self.encoder_layer3, self.encoder_layer4to3),
             (level2, self.encoder_layer2, self.encoder_layer3to2),
         ):
-            squeezed = _squeezed(level, squeeze)
+            squeezed = squeeze(level)
             mixed = mixer(squeezed + resize_query(mixed, (squeezed.shape[2], squeezed.shape[3])))
         return mixed.mean(dim=(4, 5))
 
@@ -255,40 +250,6 @@ def decoders() -> tuple[nn.Sequential, nn.Sequential]:
         nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 2, 3, padding=1)
     )
     return first, second
-
-
-def _squeezed(level: Hypercorrelation, block: nn.Sequential) -> Tensor:
-    """A squeeze block on the correlations of a level; without gradients they never exist as one."""
-    if torch.is_grad_enabled():
-        squeezed: Tensor = block(level.correlations())
-        return squeezed
-    first, *rest = block
-    assert isinstance(first, CenterPivotConv4d)
-    squeezed = _correlate_and_convolve(level, first)
-    for part in rest:
-        squeezed = part(squeezed)
-    return squeezed
-
-
-def _correlate_and_convolve(level: Hypercorrelation, conv: CenterPivotConv4d) -> Tensor:
-    """conv(level.correlations()), made and used up some query rows at a time."""
-    assert conv.conv1.bias is not None and conv.conv2.bias is not None
-    weight, stride = conv.conv2.weight, conv.stride
-    bias = conv.conv1.bias + conv.conv2.bias
-    batch, layers, height, width, *support = level.shape
-    row = batch * width * math.prod(support) * layers * weight.element_size()
-    rows = min(height, max(1, _PART_BYTES // row))
-    memory = weight.new_zeros(batch, rows, width, *support, layers)
-    outputs, pruned = [], []
-    for start in range(0, height, rows):
-        last = memory[:, : min(rows, height - start)]
-        level.fill(last, start)
-        last = last.contiguous()  # the last part of several images may be shorter
-        outputs.append(over_support(last, weight, bias, stride))
-        pruned.append(last[:, :, :, ::stride, ::stride].permute(0, 3, 4, 1, 2, 5).contiguous())
-    out = torch.cat(outputs, dim=1)
-    out += over_query(torch.cat(pruned, dim=3), conv.conv1.weight)
-    return out.permute(0, 5, 1, 2, 3, 4)
 
 
 def resize_query(x: Tensor, size: tuple[int, int]) -> Tensor:

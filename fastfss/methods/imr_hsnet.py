@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
+from fastfss.methods.features import Features, map_of
 from fastfss.methods.hypercorrelation import HypercorrelationEncoder, decoders
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.level_pyramid import Fusion, LevelPyramid
 from fastfss.methods.mutual_level import MutualLevel
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.shots import Images, stacked_shots
+from fastfss.methods.shots import Images
+from fastfss.methods.stacked import apart
 from fastfss.task import Task
 from fastfss.weights import KeyMap
 
@@ -131,26 +133,23 @@ class IMRHSNet(LevelPyramid):
         self.decoder1, self.decoder2 = decoders()
         self.res = nn.Sequential(nn.Conv2d(3, 10, 1), nn.GELU(), nn.Conv2d(10, 2, 1))
 
-    def encode_support(self, images: Images, masks: Images) -> Task:
-        """Turn a support set into feature maps; see FewShotSegmenter.encode_support.
+    def support_of(self, maps: Mapping[str, Tensor], masks: Tensor) -> Task:
+        """Keep the shots' maps; see StackedSegmenter.
 
-        All shots have one size. The Task holds a map (B, K, C, h, w) a layer, under its name, not
-        masked; "middle" (B, K, 512, h, w), and "map" (B, K, h, w) at the finest grid.
+        The Task holds a map (B, K, C, h, w) a layer, under its name, not masked; "middle"
+        (B, K, 512, h, w), and "map" (B, K, h, w) at the finest grid.
 
         Args:
-            images: as in FewShotSegmenter.
-            masks: activation maps of the label, (B, K, h, w) in [0, 1] or K tensors (B, h, w), of
-                any size; or masks of {0, 1, 255}, of which 1 counts as activation.
+            maps: as in StackedSegmenter.
+            masks: activation maps of the label, (B, K, h, w) in [0, 1], of any size; or masks of
+                {0, 1, 255}, of which 1 counts as activation.
         """
-        shots, shot_maps = stacked_shots(images, masks)
-        batch, count = shots.shape[:2]
-        maps = self.pyramid(shots.flatten(0, 1))
-        tensors = maps | {
+        tensors = {
+            **maps,
             "middle": self.middle(maps),
-            "map": self._on_grid(shot_maps.flatten(0, 1).unsqueeze(1), maps).squeeze(1),
+            "map": self._on_grid(masks.flatten(0, 1).unsqueeze(1), maps).squeeze(1),
         }
-        apart = {key: one.unflatten(0, (batch, count)) for key, one in tensors.items()}
-        return Task(self.method, apart)
+        return Task(self.method, apart(tensors, masks))
 
     def segment(
         self,
@@ -171,20 +170,31 @@ class IMRHSNet(LevelPyramid):
                 with query_map="uniform".
         """
         tasks = self.ways_of(query, task)
-        size = output_size or (query.shape[2], query.shape[3])
-        shots = self.shot_logits(query, tasks, size, query_map)
+        return self.segment_from(self.encode(query), tasks, output_size, query_map=query_map)
+
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
+        *,
+        query_map: Tensor | None = None,
+    ) -> Prediction:
+        """Segment encoded queries; see FewShotSegmenter.segment_from, and `segment`."""
+        tasks = self.checked_ways(task, features.batch)
+        shots = self.shot_logits(features, tasks, output_size or features.size, query_map)
         return Prediction.from_pairs([self.fused(one) for one in shots])
 
     def shot_logits(
         self,
-        query: Tensor,
+        features: Features,
         tasks: Sequence[Task],
         size: tuple[int, int],
         query_map: Tensor | None = None,
     ) -> list[Tensor]:
-        """For each task the logits (B, K, 2, H, W) of its shots, on one encoding of the query."""
-        maps = self.pyramid(query)
-        batch = query.shape[0]
+        """For each task the logits (B, K, 2, H, W) of its shots, for queries of `encode`."""
+        maps = {name: map_of(features, name) for name in self.layers}
+        batch = features.batch
         supports = self.support_maps(tasks, maps, ["middle", "map"])
         grids = [tuple(side[self.layers[0]].shape[-2:]) for side in (maps, supports)]
         if grids[0] != grids[1]:
@@ -280,7 +290,7 @@ class IMRHSNet(LevelPyramid):
         task = self.encode_support(images, masks)
         if task.shots != 1:
             raise expected("images", "one shot an episode, as published", f"{task.shots} shots")
-        maps = self.pyramid(query)
+        maps = self.maps(query)
         if query_map is not None and query_map.ndim == 3:
             query_map = query_map.unsqueeze(1)
         queries = maps | {"middle": self.middle(maps)}

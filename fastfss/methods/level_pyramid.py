@@ -10,14 +10,14 @@ from torch import Tensor
 
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
-from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.stacked import StackedSegmenter
 from fastfss.task import Task
 
 Fusion = Literal["vote", "mean"]
 STRIDES = (8, 16, 32)
 
 
-class LevelPyramid(FewShotSegmenter):
+class LevelPyramid(StackedSegmenter):
     """A method on the maps at strides 8, 16 and 32, whose shots are segmented one by one.
 
     Attributes:
@@ -52,7 +52,12 @@ class LevelPyramid(FewShotSegmenter):
         )
         encoder.requires_grad_(False)
 
-    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
+    @property
+    def map_names(self) -> Sequence[str]:
+        """See StackedSegmenter."""
+        return self.layers
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
         """The maps of all layers, without gradient: the backbone is never trained."""
         with torch.no_grad():
             maps: dict[str, Tensor] = self.encoder(images, self.layers)

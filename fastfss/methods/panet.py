@@ -23,10 +23,11 @@ from fastfss.methods.alignment import (
     present_ways,
     region_prototypes,
 )
+from fastfss.methods.features import Features, encoded_shots, map_of
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter
-from fastfss.methods.shots import Images, shots_of
+from fastfss.methods.shots import Images
 from fastfss.ops import masked_average_pool, prototype_match
 from fastfss.task import Task
 from fastfss.weights import KeyMap
@@ -129,29 +130,39 @@ class PANet(PrototypeSegmenter):
         Returns:
             A Task of "foreground" and "background", (B, K, C) each.
         """
-        shot_images, shot_masks = shots_of(images, masks)
+        return self.support_from(self.encode_shots(images, masks), masks, backgrounds)
+
+    def support_from(
+        self, features: Sequence[Features], masks: Images, backgrounds: Images | None = None
+    ) -> Task:
+        """Turn encoded shots into a Task; see encode_support."""
+        maps, shot_masks = encoded_shots(features, "features", masks)
         shot_backgrounds: Sequence[Tensor | None] = [None] * len(shot_masks)
         if backgrounds is not None:
-            _, shot_backgrounds = shots_of(images, backgrounds, argument="backgrounds")
-        maps = self.shot_features(shot_images)
+            _, shot_backgrounds = encoded_shots(
+                features, "features", backgrounds, argument="backgrounds"
+            )
         # Shots may have sizes of their own.
         shots = zip(maps, shot_masks, shot_backgrounds, strict=True)
         return self._task(torch.stack([self.pool(*shot) for shot in shots], dim=1))
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment query images; see FewShotSegmenter.segment.
+        """Segment encoded queries; see FewShotSegmenter.segment_from.
 
         The logits are the published ones for several ways too: background first, with the mean of
         the ways' background prototypes.
         """
-        tasks = self.ways_of(query, task)
-        features = self.features(query)
-        pairs = [self._prototypes(one, features) for one in tasks]
+        tasks = self.checked_ways(task, features.batch)
+        query = map_of(features, "features")
+        pairs = [self._prototypes(one, query) for one in tasks]
         foregrounds, backgrounds = (torch.stack(side, dim=1) for side in zip(*pairs, strict=True))
-        scores = self.scores(features, foregrounds, backgrounds.mean(dim=1))
-        logits = enlarge(scores, output_size or (query.shape[2], query.shape[3]))
+        scores = self.scores(query, foregrounds, backgrounds.mean(dim=1))
+        logits = enlarge(scores, output_size or features.size)
         return Prediction(logits, logits[:, 1:] - logits[:, :1])
 
     def regions(self, masks: Tensor, backgrounds: Tensor | None = None) -> Tensor:

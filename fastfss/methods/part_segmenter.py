@@ -16,6 +16,7 @@ from fastfss.data import ImageLike, read_image
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.features import Features, map_of, stacked_features
 from fastfss.methods.frames import frame_image
 from fastfss.methods.latent_graph import (
     GraphConfig,
@@ -28,7 +29,7 @@ from fastfss.methods.memo import TensorMemo
 from fastfss.methods.panet import Ignored, support_regions
 from fastfss.methods.parts import PartConfig, class_centres, episode_vectors
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.shots import Images, shots_of, stacked_shots
+from fastfss.methods.shots import Images, stacked_masks, stacked_shots
 from fastfss.ops import masked_average_pool, prototype_match
 from fastfss.task import Task
 
@@ -90,19 +91,30 @@ class PartSegmenter(FewShotSegmenter):
             masks: (B, K, H, W), or K tensors (B, H, W); of one size, which may be another.
             backgrounds: like `masks`, 1 where the background is taken from; see PANet.
         """
-        shots, shot_masks = stacked_shots(images, masks)
+        stacked_shots(images, masks)
+        return self.support_from(self.encode_shots(images, masks), masks, backgrounds)
+
+    def support_from(
+        self, features: Sequence[Features], masks: Images, backgrounds: Images | None = None
+    ) -> Task:
+        """Turn encoded shots into a Task; see encode_support."""
+        maps, shot_masks = stacked_features(features, ("features",), masks)
+        leading = shot_masks.shape[:2]
         shot_backgrounds = None
         if backgrounds is not None:
-            _, listed = shots_of(images, backgrounds, argument="backgrounds")
-            shot_backgrounds = torch.stack(listed, dim=1)
+            shot_backgrounds = stacked_masks(
+                backgrounds, leading[1], leading[0], argument="backgrounds"
+            )
         regions = support_regions(shot_masks, shot_backgrounds, self.ignored)
-        features = self.features(shots.flatten(0, 1))
-        vectors = self.pool(features, regions.flatten(0, 1))
-        leading = shots.shape[:2]
+        vectors = self.pool(maps["features"], regions.flatten(0, 1))
         tensors = {"vectors": vectors.unflatten(0, leading)}
         if self.variant != "plain":
-            tensors |= {"features": features.unflatten(0, leading), "regions": regions}
+            tensors |= {"features": maps["features"].unflatten(0, leading), "regions": regions}
         return Task(self.method, tensors)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The one map that is matched, "features"."""
+        return {"features": self.features(images)}
 
     def pool(self, features: Tensor, regions: Tensor) -> Tensor:
         """Global vectors (B, M, C) of features (B, C, h, w), enlarged to regions (B, M, H, W)."""
@@ -262,12 +274,27 @@ class PartSegmenter(FewShotSegmenter):
             starts: at which local vectors k-means starts, see class_centres: background, then ways.
         """
         tasks = self.ways_of(query, task)
+        return self.segment_from(
+            self.encode(query), tasks, output_size, unlabelled=unlabelled, starts=starts
+        )
+
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
+        *,
+        unlabelled: Unlabelled | None = None,
+        starts: Tensor | None = None,
+    ) -> Prediction:
+        """Segment encoded queries; see FewShotSegmenter.segment_from, and `segment`."""
+        tasks = self.checked_ways(task, features.batch)
         prototypes = self.prototypes(tasks, unlabelled or self.unlabelled, starts)
-        if prototypes.shape[0] not in (1, query.shape[0]):
-            wanted = f"images of batch 1 or {query.shape[0]}, the query's"
+        if prototypes.shape[0] not in (1, features.batch):
+            wanted = f"images of batch 1 or {features.batch}, the query's"
             raise expected("unlabelled", wanted, f"of batch {prototypes.shape[0]}")
-        scores = self.scores(self.features(query), prototypes)
-        logits = self.enlarge(scores, output_size or (query.shape[2], query.shape[3]))
+        scores = self.scores(map_of(features, "features"), prototypes)
+        logits = self.enlarge(scores, output_size or features.size)
         return Prediction(logits, logits[:, 1:] - logits[:, :1])
 
     def scores(self, features: Tensor, prototypes: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ TPAMI 2020.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,11 @@ from fastfss.encoders import Encoder
 from fastfss.encoders.base import StagedEncoder
 from fastfss.errors import expected, expected_kind
 from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.features import Features, map_of, stacked_features
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.shots import Images, stacked_shots
+from fastfss.methods.stacked import apart
 from fastfss.ops import dense_match, masked_average_pool
 from fastfss.task import Task
 from fastfss.weights import KeyMap
@@ -96,6 +98,7 @@ class PFENet(FewShotSegmenter):
         *("inner_cls.", "res1.", "res2.", "cls."),
     )
     frame = "letterbox"
+    cheap_update = False  # the masked object passes the deepest stage
     default_size = 473
 
     def __init__(
@@ -154,11 +157,28 @@ class PFENet(FewShotSegmenter):
             tensors = {key: one.unflatten(0, images.shape[:2]) for key, one in flat.items()}
         return Task(self.method, tensors)
 
+    def support_from(self, features: Sequence[Features], masks: Images) -> Task:
+        """Turn encoded shots into a Task; see FewShotSegmenter.support_from, and encode_support.
+
+        The encoder's deepest stage runs, on the object alone.
+        """
+        maps, shot_masks = stacked_features(features, self.layers[:-1], masks)
+        return Task(self.method, apart(self._masked(maps, shot_masks.flatten(0, 1)), shot_masks))
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps of all layers."""
+        _check_sides("images", images)
+        maps: dict[str, Tensor] = self.encoder(images, self.layers)
+        return maps
+
     def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """The tensors of a Task, without its axis of shots: of (B, 3, H, W) and (B, H, W)."""
+        return self._masked(self.encoder(images, self.layers[:-1]), masks)
+
+    def _masked(self, maps: Mapping[str, Tensor], masks: Tensor) -> dict[str, Tensor]:
+        """The same of the maps of all layers but the deepest."""
         *shallow, high = self.layers
         assert isinstance(self.encoder, StagedEncoder)
-        maps = self.encoder(images, shallow)
         last = maps[shallow[-1]]
         # In float32: low precision would place the samples of the mask wrongly.
         objects = (masks == 1).unsqueeze(1).float()
@@ -170,7 +190,7 @@ class PFENet(FewShotSegmenter):
         vector = masked_average_pool(features, small, eps=POOLING_EPS).squeeze(1)
         return {"vector": vector, "high": deep * deepest, "object": deepest.squeeze(1)}
 
-    def _joined(self, maps: dict[str, Tensor]) -> Tensor:
+    def _joined(self, maps: Mapping[str, Tensor]) -> Tensor:
         """The middle-level features: all maps but the deepest, the deeper first."""
         deeper_first = [maps[layer] for layer in reversed(self.layers[:-1])]
         size = deeper_first[0].shape[-2:]
@@ -215,28 +235,30 @@ class PFENet(FewShotSegmenter):
 
     # ---- Query
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment query images of 8 n + 1 pixels a side; see FewShotSegmenter.segment.
+        """Segment encoded queries of 8 n + 1 pixels a side; see FewShotSegmenter.segment_from.
 
         Published for one way; several are decided by the largest margin.
         """
-        tasks = self.ways_of(query, task)
-        features, high = self._query(query)
-        size = output_size or query.shape[-2:]
-        together = max(1, DECODED_TOGETHER // len(query))
+        tasks = self.checked_ways(task, features.batch)
+        query, high = self._query(features)
+        size = output_size or features.size
+        together = max(1, DECODED_TOGETHER // features.batch)
         pairs: list[Tensor] = []
         for first in range(0, len(tasks), together):
             some = tasks[first : first + together]
-            logits, _, _ = self._decode(features, high, some, auxiliary=False)
+            logits, _, _ = self._decode(query, high, some, auxiliary=False)
             pairs += _resize(logits, size).chunk(len(some))
         return Prediction.from_pairs(pairs)
 
-    def _query(self, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _query(self, features: Features) -> tuple[Tensor, Tensor]:
         """The reduced middle-level features (B, 256, h, w) and the deepest map (B, C, h', w')."""
-        _check_sides("query", query)
-        maps = self.encoder(query, self.layers)
+        maps = {name: map_of(features, name) for name in self.layers}
         return self.down_query(self._joined(maps)), maps[self.layers[-1]]
 
     def _decode(
@@ -331,7 +353,7 @@ class PFENet(FewShotSegmenter):
     def forward(self, images: Images, masks: Images, query: Tensor) -> PFENetOutput:
         """The training forward; arguments as in encode_support and segment."""
         # First the query: in this order the encoder's running statistics see the images.
-        features, high = self._query(query)
+        features, high = self._query(self.encode(query))
         task = self.encode_support(images, masks)
         logits, inner, prior = self._decode(features, high, [task], auxiliary=True)
         return PFENetOutput(_resize(logits, query.shape[-2:]), inner, prior)

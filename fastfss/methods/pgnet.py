@@ -6,7 +6,7 @@ One-Shot Semantic Segmentation", ICCV 2019, as implemented in lizhaoliu-Lec/DENe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from fastfss.methods.aspp import RegASPP
 from fastfss.methods.embedding import WIDTH, EmbeddingSegmenter, two_convolutions
 from fastfss.methods.graph_attention import GraphAttention, as_rows, uniform_attention
 from fastfss.methods.info import MethodInfo
-from fastfss.methods.shots import Images, stacked_shots
+from fastfss.methods.stacked import apart
 from fastfss.ops import dense_match
 from fastfss.task import Task
 from fastfss.weights import KeyMap
@@ -80,8 +80,8 @@ class PGNet(EmbeddingSegmenter):
         self.aspp = RegASPP(WIDTH, dropout)
         self.classifier = nn.Conv2d(WIDTH, 2, 1)
 
-    def encode_support(self, images: Images, masks: Images) -> Task:
-        """Turn a support set into a Task; see FewShotSegmenter.encode_support.
+    def support_of(self, maps: Mapping[str, Tensor], masks: Tensor) -> Task:
+        """Mask the shots' maps; see StackedSegmenter.
 
         The masked map is the same vector at every position outside of the object, and so is what
         attention reads there. Those positions stand in one further row, the last, with their
@@ -90,9 +90,8 @@ class PGNet(EmbeddingSegmenter):
         The Task holds, of h * w positions and that row: "key" (B, K, h * w + 1, 256), the masked
         map; "value", likewise, `g` of it; "weight" (B, K, h * w + 1), how often each row counts.
         """
-        shots, shot_masks = stacked_shots(images, masks)
-        features = self.embed(shots.flatten(0, 1))
-        objects = (shot_masks == 1).flatten(0, 1).unsqueeze(1).to(features.dtype)
+        features = maps["embedded"]
+        objects = (masks == 1).flatten(0, 1).unsqueeze(1).to(features.dtype)
         inside = as_rows(F.interpolate(objects, features.shape[2:], mode="nearest"))
         outside = features.new_zeros(features.shape[0], 1, WIDTH)
         key = torch.cat([as_rows(features) * inside, outside], dim=1) + _OFFSET
@@ -102,7 +101,7 @@ class PGNet(EmbeddingSegmenter):
         weight = inside.squeeze(2).float()
         others = weight.shape[1] - weight.sum(dim=1, keepdim=True)
         tensors = {"key": key, "value": value, "weight": torch.cat([weight, others], dim=1)}
-        return Task(self.method, {k: t.unflatten(0, shots.shape[:2]) for k, t in tensors.items()})
+        return Task(self.method, apart(tensors, masks))
 
     def head(self, features: Tensor, tasks: Sequence[Task]) -> Tensor:
         """Logits (B, W, 2, h, w), each way for itself."""

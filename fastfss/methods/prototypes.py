@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.features import Features, encoded_shots, map_of
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.shots import Images, shots_of
+from fastfss.methods.shots import Images
 from fastfss.ops import masked_average_pool, prototype_match
 from fastfss.task import Task
 
@@ -61,42 +62,34 @@ class PrototypeSegmenter(FewShotSegmenter):
         """Prototypes (B, 2, C), foreground and background, of (B, C, h, w) under (B, H, W)."""
         return masked_average_pool(features, region_masks(masks), resize=self.pooling_resize)
 
-    def encode_support(self, images: Images, masks: Images) -> Task:
-        """Turn a support set into a Task of prototypes; see FewShotSegmenter.encode_support.
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The one map that is matched, "features"."""
+        return {"features": self.features(images)}
+
+    def support_from(self, features: Sequence[Features], masks: Images) -> Task:
+        """Turn encoded shots into a Task of prototypes; see FewShotSegmenter.support_from.
 
         The Task holds "foreground" and "background", (B, K, C) each.
         """
-        shot_images, shot_masks = shots_of(images, masks)
-        return self._task(self.shot_prototypes(self.shot_features(shot_images), shot_masks))
+        shot_maps, shot_masks = encoded_shots(features, "features", masks)
+        return self._task(self.shot_prototypes(shot_maps, shot_masks))
 
-    def segment(
-        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
     ) -> Prediction:
-        """Segment query images; see FewShotSegmenter.segment."""
-        tasks = self.ways_of(query, task)
-        features = self.features(query)
-        size = output_size or (query.shape[2], query.shape[3])
+        """Segment encoded queries; see FewShotSegmenter.segment_from."""
+        tasks = self.checked_ways(task, features.batch)
+        query, size = map_of(features, "features"), output_size or features.size
         return Prediction.from_pairs(
-            [
-                upsample(self.scores(features, *self._prototypes(one, features)), size)
-                for one in tasks
-            ]
+            [upsample(self.scores(query, *self._prototypes(one, query)), size) for one in tasks]
         )
 
     @abstractmethod
     def scores(self, features: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
         """Final scores (B, 2, h, w) of query features (B, C, h, w) with prototypes (B, C)."""
-
-    def shot_features(self, images: list[Tensor]) -> list[Tensor]:
-        """The maps (B, C, h, w) of K images (B, 3, H, W); equal sizes are encoded together."""
-        groups: dict[torch.Size, list[int]] = {}
-        for index, image in enumerate(images):
-            groups.setdefault(image.shape, []).append(index)
-        maps: dict[int, Tensor] = {}
-        for members in groups.values():
-            together = self.features(torch.cat([images[i] for i in members]))
-            maps.update(zip(members, together.chunk(len(members)), strict=True))
-        return [maps[i] for i in range(len(images))]
 
     def shot_prototypes(self, maps: list[Tensor], masks: list[Tensor]) -> Tensor:
         """Prototypes (B, K, 2, C), foreground and background, of K maps and masks."""

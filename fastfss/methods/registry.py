@@ -14,9 +14,13 @@ from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
+from fastfss.methods.fcn32s import FCN32s
+from fastfss.methods.guided import GuidedEarly, GuidedLate
+from fastfss.methods.guided_networks import GUIDED_NETWORKS
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.imr_hsnet import IMRHSNet
 from fastfss.methods.info import MethodInfo
+from fastfss.methods.interactive import InteractiveEarly, InteractiveLate
 from fastfss.methods.mlc import MLC
 from fastfss.methods.panet import PANet
 from fastfss.methods.pfenet import PFENet
@@ -30,8 +34,13 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     CANet,
     DCAMA,
     DENet,
+    FCN32s,
+    GuidedEarly,
+    GuidedLate,
     HSNet,
     IMRHSNet,
+    InteractiveEarly,
+    InteractiveLate,
     MLC,
     PANet,
     PFENet,
@@ -42,9 +51,15 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
 METHODS = {method.method: method for method in _CLASSES}
 
 
-def list_models() -> list[str]:
-    """The names that create_model takes."""
-    return sorted(METHODS)
+def list_models(*, every: bool = False) -> list[str]:
+    """The names that create_model takes.
+
+    Args:
+        every: also those of the guided networks that are no few-shot methods: annotated on the
+            query itself, or not at all. create_model takes the published names of all guided
+            networks besides (`fastfss.methods.GUIDED_NETWORKS`).
+    """
+    return sorted(name for name, kind in METHODS.items() if every or kind.few_shot)
 
 
 def model_info(method: str) -> MethodInfo:
@@ -68,7 +83,8 @@ def create_model(
     """Make a method, ready to fit and predict.
 
     Args:
-        method: one of list_models(), for example "ssp".
+        method: one of list_models(), for example "ssp", or the published name of a guided network,
+            such as "cofeat-late", whose encoder and options then are the defaults.
         encoder: one of fastfss.encoders.list_encoders(), or an Encoder; the first of the published
             ones by default.
         weights: a published checkpoint of the method, a file of `save`, or an encoder file (.pth or
@@ -86,6 +102,10 @@ def create_model(
             fit.
         TypeError: for an option that the method does not have.
     """
+    if method in GUIDED_NETWORKS:
+        network = GUIDED_NETWORKS[method]
+        method, encoder = network.method, encoder or network.encoder
+        options = {**network.options, **options}
     kind = _class_of(method)
     known = set(inspect.signature(kind).parameters) - {"encoder", "layers", "size"}
     if unknown := sorted(options.keys() - known):
@@ -115,6 +135,8 @@ def create_model(
 
 
 def _class_of(method: str) -> type[FewShotSegmenter]:
+    if method in GUIDED_NETWORKS:
+        method = GUIDED_NETWORKS[method].method
     if method not in METHODS:
-        raise expected("method", f"one of {', '.join(list_models())}", repr(method))
+        raise expected("method", f"one of {', '.join(list_models(every=True))}", repr(method))
     return METHODS[method]

@@ -60,3 +60,38 @@ def stacked_shots(images: Images, masks: Images) -> tuple[Tensor, Tensor]:
             sizes = ", ".join(f"{one.shape[-2]} x {one.shape[-1]}" for one in shots)
             raise expected(argument, "the same size in all shots", sizes)
     return torch.stack(shot_images, dim=1), torch.stack(shot_masks, dim=1)
+
+
+def masks_of(masks: Images, shots: int, batch: int, *, argument: str = "masks") -> list[Tensor]:
+    """Check the masks of K encoded shots and return them as K tensors (B, H, W).
+
+    Raises:
+        TypeError: for other things than tensors.
+        ValueError: for no shot, wrong shapes, another number of shots or another batch.
+    """
+    if isinstance(masks, Tensor):
+        if masks.ndim != 4:
+            raise expected(argument, "(B, K, H, W)", str(tuple(masks.shape)))
+        masks = list(masks.unbind(1))
+    for index, one in enumerate(masks):
+        if not isinstance(one, Tensor):
+            raise TypeError(f"{argument}[{index}]: expected a tensor, got {type(one).__name__}")
+        if one.ndim != 3 or one.shape[0] != batch:
+            raise expected(f"{argument}[{index}]", f"({batch}, H, W)", str(tuple(one.shape)))
+    if not shots or len(masks) != shots:
+        wanted = "one mask for each of the features, at least one"
+        raise expected(argument, wanted, f"{len(masks)} for {shots}")
+    return list(masks)
+
+
+def stacked_masks(masks: Images, shots: int, batch: int, *, argument: str = "masks") -> Tensor:
+    """Check the masks of K encoded shots, of one size: (B, K, H, W).
+
+    Raises:
+        TypeError, ValueError: as `masks_of`, and for masks of different sizes.
+    """
+    listed = masks_of(masks, shots, batch, argument=argument)
+    if len({one.shape for one in listed}) != 1:
+        sizes = ", ".join(f"{one.shape[-2]} x {one.shape[-1]}" for one in listed)
+        raise expected(argument, "the same size in all shots", sizes)
+    return torch.stack(listed, dim=1)

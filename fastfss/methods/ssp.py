@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.encoders import Encoder
+from fastfss.methods.features import encoded_shots
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter, cosine_scores, freeze, upsample
 from fastfss.methods.self_support import SelfSupport, SelfSupportConfig, self_support
-from fastfss.methods.shots import Images, shots_of
+from fastfss.methods.shots import Images
 from fastfss.weights import SSP_KEYS
 
 SCORES = (
@@ -108,9 +109,8 @@ class SSP(PrototypeSegmenter):
             query: (B, 3, H, W).
             query_mask: (B, H, W) of {0, 1, 255}.
         """
-        shot_images, shot_masks = shots_of(images, masks)
         size = (query.shape[2], query.shape[3])
-        maps = self.shot_features(shot_images)
+        maps, shot_masks = encoded_shots(self.encode_shots(images, masks), "features", masks)
         return self.match(maps, shot_masks, self.features(query), query_mask, size)
 
     def match(

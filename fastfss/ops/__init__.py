@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastfss.ops.center_pivot_conv4d import center_pivot_conv4d
+from fastfss.ops.center_pivot_conv4d import center_pivot_block, center_pivot_conv4d
 from fastfss.ops.dense_correlation import dense_correlation
 from fastfss.ops.dense_match import dense_match, dense_match_sums
 from fastfss.ops.explain import Explanation, explain
@@ -11,6 +11,7 @@ from fastfss.ops.prototype_match import prototype_match
 
 __all__ = [
     "Explanation",
+    "center_pivot_block",
     "center_pivot_conv4d",
     "dense_correlation",
     "dense_match",

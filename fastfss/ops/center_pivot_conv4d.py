@@ -10,16 +10,22 @@ The centre counts in both sums.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.errors import expected, expected_kind
-from fastfss.ops.explain import Explanation, explainers
-
-# On support grids of at most so many positions a 3 x 3 window covers nearly everything, and one
-# matrix product over all pairs of positions beats a convolution (2 x 2: 16 pairs, 36 taps).
-_DENSE_POSITIONS = 4
+from fastfss.ops import _native_call, _triton_call
+from fastfss.ops._center_pivot_torch import (
+    convolutions,
+    gradients,
+    group_norm4d,
+    normed_convolutions,
+)
+from fastfss.ops._registry import Backend, register
+from fastfss.ops.explain import Explanation, choose, explainers
 
 
 def center_pivot_conv4d_reference(
@@ -51,6 +57,7 @@ def center_pivot_conv4d(
     support_bias: Tensor,
     *,
     stride: int = 1,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Convolve hypercorrelations over the query and over the support, and add.
 
@@ -64,6 +71,7 @@ def center_pivot_conv4d(
         support_weight: (O, I, k, k): over (hb, wb).
         support_bias: (O,).
         stride: over the support, at least 1.
+        backend: "auto", or "native", "triton" or "reference" to force one.
 
     Returns:
         (B, O, ha, wa, ceil(hb / stride), ceil(wb / stride)), channels last in memory.
@@ -71,6 +79,7 @@ def center_pivot_conv4d(
     Raises:
         TypeError: if an argument is no floating-point tensor.
         ValueError: if a shape or the stride does not fit.
+        NotImplementedError: a forced backend cannot serve the call; the message says why.
 
     Example:
         >>> x, weight, bias = torch.ones(1, 2, 3, 3, 5, 4), torch.ones(8, 2, 3, 3), torch.zeros(8)
@@ -78,49 +87,56 @@ def center_pivot_conv4d(
         torch.Size([1, 8, 3, 3, 3, 2])
     """
     _check(x, query_weight, query_bias, support_weight, support_bias, stride)
-    last = x.permute(0, 2, 3, 4, 5, 1).contiguous()  # (B, ha, wa, hb, wb, I)
-    out = over_support(last, support_weight, query_bias + support_bias, stride)
-    pruned = last[:, :, :, ::stride, ::stride].permute(0, 3, 4, 1, 2, 5).contiguous()
-    added = over_query(pruned, query_weight)
-    out = out + added if torch.is_grad_enabled() else out.add_(added)
-    return out.permute(0, 5, 1, 2, 3, 4)
+    result: Tensor = operation(
+        backend, x, query_weight, query_bias, support_weight, support_bias, stride
+    )
+    return result
 
 
-def over_support(
-    last: Tensor,  # (B, ha, wa, hb, wb, I), contiguous
-    weight: Tensor,  # (O, I, k, k)
-    bias: Tensor,  # (O,)
-    stride: int,
-) -> Tensor:  # (B, ha, wa, hb / stride, wb / stride, O)
-    """The convolution over the support, at every query position."""
-    batch, ha, wa, hb, wb, _ = last.shape
-    grid = -(-hb // stride), -(-wb // stride)
-    if hb * wb <= _DENSE_POSITIONS:
-        dense = _dense(weight, (hb, wb), stride)
-        out = F.linear(last.flatten(3).flatten(0, 2), dense, bias.repeat(grid[0] * grid[1]))
-    else:
-        windows = last.flatten(0, 2).permute(0, 3, 1, 2)
-        out = F.conv2d(windows, weight, bias, stride, weight.shape[-1] // 2).permute(0, 2, 3, 1)
-    return out.reshape(batch, ha, wa, *grid, -1)
+def center_pivot_block(
+    x: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    support_weight: Tensor,
+    support_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    stride: int = 1,
+    groups: int,
+    eps: float = 1e-5,
+    backend: Backend = "auto",
+) -> Tensor:
+    """`center_pivot_conv4d`, group norm over both grids and ReLU: in one, or for gradients apart.
 
+    Args:
+        x, query_weight, query_bias, support_weight, support_bias, stride, backend: as in
+            center_pivot_conv4d.
+        norm_weight: (O,).
+        norm_bias: (O,).
+        groups: of the norm; divides O.
+        eps: added to the variances.
 
-def over_query(
-    pruned: Tensor,  # (B, hb, wb, ha, wa, I), contiguous
-    weight: Tensor,  # (O, I, k, k)
-) -> Tensor:  # (B, ha, wa, hb, wb, O), not contiguous
-    """The convolution over the query, at every support position that is left."""
-    windows = pruned.flatten(0, 2).permute(0, 3, 1, 2)
-    out = F.conv2d(windows, weight, None, 1, weight.shape[-1] // 2).permute(0, 2, 3, 1)
-    return out.reshape(*pruned.shape[:5], -1).permute(0, 3, 4, 1, 2, 5)
+    Returns:
+        As center_pivot_conv4d.
 
+    Raises:
+        TypeError, ValueError, NotImplementedError: as center_pivot_conv4d.
 
-def _dense(weight: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """A convolution over a small grid as one matrix (q O, p I), p input and q output positions."""
-    kernel = weight.shape[-1]
-    units = torch.eye(size[0] * size[1], dtype=weight.dtype, device=weight.device)
-    taps = F.unfold(units.view(-1, 1, *size), kernel, padding=kernel // 2, stride=stride)
-    matrix = torch.einsum("ptq,oit->qopi", taps, weight.flatten(2))
-    return matrix.flatten(2).flatten(0, 1)
+    Example:
+        >>> x, weight, bias = torch.ones(1, 2, 3, 3, 5, 4), torch.ones(8, 2, 3, 3), torch.ones(8)
+        >>> center_pivot_block(x, weight, bias, weight, bias, bias, bias, groups=4).shape
+        torch.Size([1, 8, 3, 3, 5, 4])
+    """
+    _check(x, query_weight, query_bias, support_weight, support_bias, stride)
+    _check_norm(x, query_weight.shape[0], norm_weight, norm_bias, groups)
+    weights = query_weight, query_bias, support_weight, support_bias
+    norm = norm_weight, norm_bias
+    if torch.is_grad_enabled() and any(one.requires_grad for one in (x, *weights, *norm)):
+        convolved = operation(backend, x, *weights, stride)
+        return group_norm4d(convolved, *norm, groups, eps).relu()
+    result: Tensor = block_operation(backend, x, *weights, *norm, stride, groups, eps)
+    return result
 
 
 def _check(
@@ -159,6 +175,171 @@ def _check(
         raise expected("stride", "at least 1", str(stride))
 
 
+def _check_norm(
+    x: Tensor, outputs: int, norm_weight: Tensor, norm_bias: Tensor, groups: int
+) -> None:
+    for name, one in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        if not isinstance(one, Tensor) or one.dtype != x.dtype or one.device != x.device:
+            came = f"{one.dtype} on {one.device}" if isinstance(one, Tensor) else repr(one)
+            raise expected(name, f"{x.dtype} on {x.device}, as x", came)
+        if one.shape != (outputs,):
+            raise expected(name, f"({outputs},)", str(tuple(one.shape)))
+    if groups < 1 or outputs % groups:
+        raise expected("groups", f"a divisor of {outputs}", str(groups))
+
+
+def _output(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """What the operations return, uninitialised and channels last: (B, ha, wa, hc, wc, O)."""
+    batch, _, ha, wa, hb, wb = x.shape
+    return x.new_empty(batch, ha, wa, -(-hb // stride), -(-wb // stride), weight.shape[0])
+
+
+def native_maps(last: Tensor) -> Tensor:
+    """Maps (..., I) as the native code takes them: an even number of channels in bfloat16."""
+    return F.pad(last, (0, 1)) if last.dtype == torch.bfloat16 and last.shape[-1] % 2 else last
+
+
+def native_weights(weight: Tensor) -> Tensor:
+    """Weights (O, I, k, k) for `native_maps`."""
+    odd = weight.dtype == torch.bfloat16 and weight.shape[1] % 2
+    return (F.pad(weight, (0, 0, 0, 0, 0, 1)) if odd else weight).contiguous()
+
+
+def _native_block(
+    x: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    support_weight: Tensor,
+    support_bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    stride: int,
+    groups: int,
+    eps: float,
+) -> Tensor:
+    assert _native_call.module is not None
+    out = _output(x, query_weight, stride)
+    if out.numel() == 0:
+        return out.permute(0, 5, 1, 2, 3, 4)
+    last = native_maps(x.permute(0, 2, 3, 4, 5, 1)).contiguous()
+    pruned = last[:, :, :, ::stride, ::stride]
+    for_query, for_support = native_weights(query_weight), native_weights(support_weight)
+    bias = query_bias.float() + support_bias.float()
+    norm = [None if one is None else one.float().contiguous() for one in (norm_weight, norm_bias)]
+    view = _native_call.view
+    _native_call.module.center_pivot_conv4d(
+        *(view(last), view(pruned), view(for_support), view(for_query), view(bias), None),
+        *(view(out), *(None if one is None else view(one) for one in norm)),
+        *(stride, groups, eps, torch.get_num_threads()),
+    )
+    return out.permute(0, 5, 1, 2, 3, 4)
+
+
+def _native(
+    x: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    support_weight: Tensor,
+    support_bias: Tensor,
+    stride: int,
+) -> Tensor:
+    weights = query_weight, query_bias, support_weight, support_bias
+    return _native_block(x, *weights, None, None, stride, 1, 0.0)
+
+
+def _why_not_native(x: Tensor, *arguments: Any) -> str | None:
+    return _native_call.why_not_native(x)
+
+
+def _triton_block(
+    x: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    support_weight: Tensor,
+    support_bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    stride: int,
+    groups: int,
+    eps: float,
+) -> Tensor:
+    out = _output(x, query_weight, stride)
+    if out.numel() > 0:
+        last = x.permute(0, 2, 3, 4, 5, 1).contiguous()
+        norm = None
+        if norm_weight is not None and norm_bias is not None:
+            norm = norm_weight, norm_bias, groups, eps
+        bias = query_bias + support_bias
+        with _triton_call.on_device_of(out):
+            _triton_call.kernels("center_pivot_conv4d").forward(
+                last, query_weight, support_weight, bias, stride, out, norm
+            )
+    return out.permute(0, 5, 1, 2, 3, 4)
+
+
+def _triton(
+    x: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    support_weight: Tensor,
+    support_bias: Tensor,
+    stride: int,
+) -> Tensor:
+    weights = query_weight, query_bias, support_weight, support_bias
+    return _triton_block(x, *weights, None, None, stride, 1, 0.0)
+
+
+def _why_not_triton(x: Tensor, *arguments: Any) -> str | None:
+    return _triton_call.why_not_triton(x)
+
+
+def _fake(x: Tensor, query_weight: Tensor, *arguments: Any) -> Tensor:
+    stride = next(one for one in arguments if isinstance(one, int))
+    return _output(x, query_weight, stride).permute(0, 5, 1, 2, 3, 4)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, query_weight, _, support_weight, _, ctx.stride = inputs
+    ctx.save_for_backward(x, query_weight, support_weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, query_weight, support_weight = ctx.saved_tensors
+    needed = ctx.needs_input_grad
+    for_x, for_query, for_support = gradients(
+        grad, x, query_weight, support_weight, ctx.stride, (needed[0], needed[1], needed[3])
+    )
+    for_bias = grad.sum(dim=(0, 2, 3, 4, 5)) if needed[2] or needed[4] else None
+    return for_x, for_query, for_bias, for_support, for_bias, None
+
+
+_WEIGHTS = "Tensor query_weight, Tensor query_bias, Tensor support_weight, Tensor support_bias"
+
+operation = register(
+    "center_pivot_conv4d",
+    f"(Tensor x, {_WEIGHTS}, int stride) -> Tensor",
+    reference=convolutions,
+    native=_native,
+    why_not_native=_why_not_native,
+    triton=_triton,
+    why_not_triton=_why_not_triton,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+block_operation = register(
+    "center_pivot_block",
+    f"(Tensor x, {_WEIGHTS}, Tensor norm_weight, Tensor norm_bias, int stride, int groups, "
+    "float eps) -> Tensor",
+    reference=normed_convolutions,
+    native=_native_block,
+    why_not_native=_why_not_native,
+    triton=_triton_block,
+    why_not_triton=_why_not_triton,
+    fake=_fake,
+)
+
+
 def _explain(
     x: Tensor,
     query_weight: Tensor,
@@ -169,10 +350,27 @@ def _explain(
     stride: int = 1,
 ) -> Explanation:
     _check(x, query_weight, query_bias, support_weight, support_bias, stride)
-    lacking = "fastfss has no kernel of its own for this operation yet: it is convolutions of torch"
-    return Explanation(
-        "center_pivot_conv4d", "reference", dict.fromkeys(("native", "triton", "cuda"), lacking)
-    )
+    return choose(operation, x, query_weight, query_bias, support_weight, support_bias, stride)
+
+
+def _explain_block(
+    x: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    support_weight: Tensor,
+    support_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    stride: int = 1,
+    groups: int,
+    eps: float = 1e-5,
+) -> Explanation:
+    _check(x, query_weight, query_bias, support_weight, support_bias, stride)
+    _check_norm(x, query_weight.shape[0], norm_weight, norm_bias, groups)
+    weights = query_weight, query_bias, support_weight, support_bias, norm_weight, norm_bias
+    return choose(block_operation, x, *weights, stride, groups, eps)
 
 
 explainers["center_pivot_conv4d"] = _explain
+explainers["center_pivot_block"] = _explain_block

@@ -42,6 +42,9 @@ from tests.data.tiny_archives import (
     write_zip,
 )
 
+# pycocotools' wrapper of an array is older than NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 
 def tree(root: Path) -> dict[str, bytes]:
     """The files below a folder that are no index."""

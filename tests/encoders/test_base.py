@@ -26,6 +26,8 @@ def expected_size(name: str, size: int, stride: int) -> int:
         while stride > 1:
             size, stride = -(-(size - 3) // 2) + 1, stride // 2
         return size
+    if name.startswith("fcn_vgg16"):  # a position is a 7x7 window of the padded image's
+        return -(-size // 32) - 1
     if name == "dilated_densenet121" and stride > 4:  # its second pooling rounds down
         return -(-size // 4) // 2
     return -(-size // stride)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfss.ops import center_pivot_block, center_pivot_conv4d
 from fastfss.ops.center_pivot_conv4d import center_pivot_conv4d_reference
 from tests.kernels.helpers import double, random
 from tests.tolerances import assert_close
@@ -74,3 +75,14 @@ def test_repeats_to_the_last_bit(device, dtype):
     tensors = inputs(device, dtype, (1, 3, 3, 3, 3, 2), 4, 3)
     norm = (random(4, seed=4).to(dtype).to(device), random(4, seed=5).to(dtype).to(device), 2, 1e-5)
     assert torch.equal(convolved(tensors, 1, norm), convolved(tensors, 1, norm))
+
+
+def test_the_operations_hand_their_calls_to_it(device, dtype):
+    x, query_weight, support_weight, bias = inputs(device, dtype, (2, 2, 3, 4, 3, 3), 8, 3)
+    maps = x.permute(0, 5, 1, 2, 3, 4)
+    weights = query_weight, bias, support_weight, torch.zeros_like(bias)
+    result = center_pivot_conv4d(maps, *weights, stride=2, backend="triton")
+    assert_close(result.cpu(), exact([x, query_weight, support_weight, bias], 2))
+    normed = center_pivot_block(maps, *weights, bias, bias, stride=2, groups=2, backend="triton")
+    wanted = F.relu(F.group_norm(result.double(), 2, bias.double(), bias.double()))
+    assert (normed.double() - wanted).abs().max() < 20 * torch.finfo(dtype).eps

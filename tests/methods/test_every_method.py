@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 import fastfss
 from fastfss import Task, create_model, list_models
 from fastfss.cli import main
-from fastfss.methods import FewShotSegmenter
+from fastfss.methods import Features, FewShotSegmenter
 from tests.methods.options import OPTIONS
 
 # Small, to be quick; PFENet wants 8 n + 1 pixels, DCAMA a multiple of 32.
@@ -63,6 +64,50 @@ def test_shots_come_and_go(method: str) -> None:
     fewer = model(method).predict(query, together.remove(2)).scores
     pair = model(method).predict(query, apart[0].merge(apart[1])).scores
     np.testing.assert_allclose(fewer, pair, atol=2e-4)
+
+
+def batch(method: str, seed: int) -> torch.Tensor:
+    side = SIZES.get(method, 97)
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+@every_method
+def test_encoded_images_give_what_images_give(method: str) -> None:
+    # A copy, since AMP moves its background with every support that it sees, as published.
+    network, other = (copy.deepcopy(model(method)).eval() for _ in range(2))
+    images, query = [batch(method, 1), batch(method, 2)], batch(method, 3)
+    masks = torch.zeros(2, 2, 80, 70, dtype=torch.uint8)
+    masks[:, :, 20:60, 10:50] = 1
+    masks[:, :, :5] = 255
+    with torch.no_grad():
+        wanted = other.encode_support(torch.stack(images, dim=1), masks)
+        features = [network.encode(one) for one in images]
+        found = network.support_from(features, masks)
+        assert found.tensors.keys() == wanted.tensors.keys()
+        for name, tensor in wanted.tensors.items():
+            torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-5, atol=1e-5)
+        encoded = network.encode(query)
+        assert encoded.batch == 2
+        assert encoded.size == tuple(query.shape[2:])
+        direct = network.segment(query, wanted, output_size=(50, 60)).logits
+        again = network.segment_from(encoded, wanted, output_size=(50, 60)).logits
+        assert torch.equal(again, direct)
+        first = network.support_from([one.select([0]) for one in features], masks[:1])
+        alone = network.segment_from(encoded.select([0]), first).logits
+        assert alone.shape == (1, 2, *query.shape[2:])
+
+
+@every_method
+def test_features_of_others_are_refused(method: str) -> None:
+    task = model(method).fit([picture(1)])
+    foreign = Features({"nothing": torch.zeros(1, 4, 3, 3)}, (97, 97))
+    with pytest.raises(ValueError, match="features: expected"):
+        model(method).segment_from(foreign, task)
+    with pytest.raises(ValueError, match="features: expected"):
+        model(method).support_from([foreign], torch.ones(1, 1, 9, 9))
+    with pytest.raises(ValueError, match="masks: expected one mask for each"):
+        encoded = model(method).encode(batch(method, 1))
+        model(method).support_from([encoded], torch.ones(2, 2, 9, 9))
 
 
 @every_method

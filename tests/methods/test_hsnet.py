@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastfss
 from fastfss import HSNet, Task, create_encoder
-from fastfss.methods.hypercorrelation import GroupNorm4d, Level, _correlate_and_convolve
+from fastfss.methods.hypercorrelation import GroupNorm4d, Level
 from tests.methods.published_hsnet import published_learner, published_predict
 from tests.published import hsnet_correlation
 from tests.tolerances import assert_close
@@ -113,7 +113,7 @@ def test_the_learner_in_parts_equals_the_whole_and_the_published(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     image, other = torch.randn(2, 1, 3, *size, generator=generator)
-    query, support = network.pyramid(image), network.pyramid(other)
+    query, support = network.maps(image), network.maps(other)
     levels = [
         Level([query[n] for n in names], [support[n] for n in names]) for names in network.levels
     ]
@@ -140,9 +140,9 @@ def test_what_is_outside_of_the_object_need_not_be_computed(
     mask[1, 3:7, 6:] = mask[0].any()
     queries = [torch.randn(2, 16, 9, 8, generator=generator) for _ in range(4)]
     supports = [torch.randn(2, 16, 9, 8, generator=generator) * mask[:, None] for _ in range(4)]
-    conv = network.hpn_learner.encoder_layer2[0]
-    whole = conv(Level(queries, supports).correlations())
-    found = _correlate_and_convolve(Level(queries, supports, mask), conv)
+    conv, norm = network.hpn_learner.encoder_layer2[:2]
+    whole = norm(conv(Level(queries, supports).correlations())).relu()
+    found = conv.normed(Level(queries, supports, mask), norm)
     assert_close(found, whole)
 
 

@@ -61,7 +61,7 @@ def test_every_stage_is_the_published_one(encoder: str, size: tuple[int, int]) -
     images, _, query, _ = episode(size=size)
     sides = []
     for seed, image in ((0, query), (1, images[:, 0])):
-        maps = model.pyramid(image)
+        maps = model.maps(image)
         grid = maps[model.levels[0][0]].shape[2:]
         activation = torch.rand(1, *grid, generator=torch.Generator().manual_seed(seed))
         sides.append(maps | {"middle": model.middle(maps), "map": (activation - 0.3).relu()})
@@ -119,7 +119,7 @@ def test_each_way_has_its_own_map_of_the_query(network: IMRHSNet) -> None:
 @torch.no_grad()
 def test_the_last_stage_of_the_support_is_not_needed(network: IMRHSNet) -> None:
     images, maps, query, query_map = episode(batch=2)
-    query_maps = network.pyramid(query)
+    query_maps = network.maps(query)
     queries = query_maps | {"middle": network.middle(query_maps), "map": query_map[:, 0]}
     task = network.encode_support(images, maps)
     support = {name: one[:, 0] for name, one in task.tensors.items()}
@@ -161,7 +161,7 @@ def test_masked_correlations_are_the_product_scaled(grid: tuple[int, int]) -> No
 def test_the_first_masks_are_crossed_as_published(network: IMRHSNet) -> None:
     """The query's map masks the support's features and the other way round."""
     images, maps, query, query_map = episode()
-    sides = [network.pyramid(one) for one in (query, images[:, 0])]
+    sides = [network.maps(one) for one in (query, images[:, 0])]
     crossed = [published_masked(sides[0], maps[:, :1]), published_masked(sides[1], query_map)]
     wanted = published_correlations(network, *crossed)
     seen: list[Tensor] = []
@@ -204,7 +204,7 @@ def test_gradients_are_the_published_ones(network: IMRHSNet) -> None:
     model.loss(model(images, maps, query, query_map), mask, 1 - mask)["total"].backward()
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    sides = [model.pyramid(one) for one in (query, images[:, 0])]
+    sides = [model.maps(one) for one in (query, images[:, 0])]
     total = torch.zeros((), dtype=torch.float64)
     for both in published_stages(model, *sides, query_map[:, 0], maps[:, 0]):
         for logits, target in zip(both, (mask, 1 - mask), strict=True):

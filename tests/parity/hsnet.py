@@ -68,7 +68,7 @@ def _forward(case: Case, report: Report) -> None:
         # The case stores the learner's own output.
         shots = torch.stack(
             [
-                model.match(model.pyramid(query), {n: t[:, k] for n, t in task.tensors.items()})[0]
+                model.match(model.maps(query), {n: t[:, k] for n, t in task.tensors.items()})[0]
                 for k in range(task.shots)
             ]
         )
@@ -87,7 +87,7 @@ def _forward(case: Case, report: Report) -> None:
 def _intermediates(
     case: Case, report: Report, model: HSNet, query: Tensor, support: dict[str, Tensor]
 ) -> None:
-    maps = model.pyramid(query)
+    maps = model.maps(query)
     for index, name in enumerate(model.layers):
         report.compare_if_there(case, f"query_feat_{index}", maps[name][0, :8, ::2, ::2])
     levels = model.level_pairs(maps, support)
@@ -103,7 +103,7 @@ def _intermediates(
     learner = model.hpn_learner
     found: dict[str, Tensor] = {}
     hooks = [
-        block[-1].register_forward_hook(
+        block.register_forward_hook(
             lambda _module, _inputs, output, name=name: found.update({name: output.clone()})
         )
         for name, block in learner.named_children()

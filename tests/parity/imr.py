@@ -103,7 +103,7 @@ def _stages(model: IMRHSNet, episode: Episode) -> Results:
         (episode.query, episode.query_map[:, 0]),
         (episode.images[0], episode.maps[0]),
     ):
-        maps = model.pyramid(image)
+        maps = model.maps(image)
         sides.append(maps | {"middle": model.middle(maps), "map": activation})
     seen: list[tuple[Hypercorrelation, ...]] = []
     hook = model.hpn_learner.register_forward_pre_hook(lambda _, levels: seen.append(levels))

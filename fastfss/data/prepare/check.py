@@ -120,9 +120,12 @@ def _check_coco(root: Path, findings: Findings, report: Report) -> None:
             continue
         images = filled_stems(coco / COCO_PARTS[part], ".jpg")
         findings.count(f"{part}: images", len(images), published)
-        for crowds in (True, False):
-            if not (coco / "annotations" / mask_folder(part, crowds)).is_dir() and not crowds:
-                continue
+        made = [
+            crowds
+            for crowds in (True, False)
+            if (coco / "annotations" / mask_folder(part, crowds)).is_dir()
+        ]
+        for crowds in made or [True]:
             text = f"{part}{' without crowds' * (not crowds)}"
             with findings.problems_of(text):
                 reading = _reading(report, f"reading {part} masks")
