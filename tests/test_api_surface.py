@@ -22,8 +22,8 @@ PUBLIC = {
         dense_match_sums explain masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        AMP CANet ClassLogits DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig GUIDED_NETWORKS
-        GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput InteractiveEarly
+        AMP CANet ClassLogits DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
+        GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput InteractiveEarly
         InteractiveLate LatentClasses MethodInfo MiningConfig MLC MLCOutput PANet PANetOutput
         PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction PublishedNetwork
         PublishedScore Rectification SelfSupportConfig SSP SSPOutput Unlabelled create_model

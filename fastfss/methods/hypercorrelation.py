@@ -105,7 +105,7 @@ class CenterPivotConv4d(nn.Module):
         """Apply the convolution; under autocast in its dtype, as PyTorch's convolutions."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        weights = [one.to(dtype) for one in self.weights()]
+        weights = (one.to(dtype) for one in self.weights())
         return center_pivot_conv4d(x.to(dtype), *weights, stride=self.stride)
 
     def normed(self, x: Tensor | Hypercorrelation, norm: nn.GroupNorm) -> Tensor:
