@@ -10,10 +10,11 @@ from fastfss.errors import expected
 
 SetKind = Literal["pascal", "coco", "fss1000", "folder"]
 Folds = Literal["contiguous", "interleaved", "parts", "random", "none"]
-SamplerName = Literal["query", "pairs", "images", "class", "balanced", "single"]
+SamplerName = Literal["query", "pairs", "images", "class", "balanced", "equal", "single"]
 Pixels = Literal["background", "ignored"]
 LabelMaps = Literal["none", "ids", "base"]
-TransformName = Literal["square", "crop", "pfenet"]
+TransformName = Literal["square", "crop", "pfenet", "native"]
+Points = Literal["dense", "random"] | int
 MaskResize = Literal["torch", "pillow"]
 OptimiserName = Literal["sgd", "adam", "adamw", "rmsprop"]
 ScheduleName = Literal["constant", "step", "poly", "cosine"]
@@ -88,6 +89,8 @@ class DataConfig:
             query's mask.
         labels: whether episodes carry label maps: with class "ids" (DENet, AMP), or of the "base"
             classes, counted from 1 (PPNet's semantic branch).
+        points: what is annotated of a support: all of it, so many points of each value, or, with
+            "random", 0 to 99 of them (guided networks).
         activations: the folder of activation maps of labels that IMR-HSNet trains on.
     """
 
@@ -111,11 +114,14 @@ class DataConfig:
     void: Pixels = "ignored"
     held_out: Pixels = "background"
     labels: LabelMaps = "none"
+    points: Points = "dense"
     activations: str = ""
 
     def __post_init__(self) -> None:
         for key in ("shots", "ways", "minimum", "query_minimum", "episodes", "splits"):
             at_least(f"data.{key}", getattr(self, key), 1)
+        if isinstance(self.points, int):
+            at_least("data.points", self.points, 1)
         count = self.splits if self.folds == "random" else 4
         if not 0 <= self.fold < count:
             raise expected("data.fold", f"0 to {count - 1}", str(self.fold))
@@ -137,7 +143,8 @@ class TransformConfig:
 
     Attributes:
         kind: "square": both sides to `size`, aspect lost (HSNet, PANet, DENet); "crop": cut at
-            random, no scaling (SSP); "pfenet": scale, rotate, blur, cut.
+            random, no scaling (SSP); "pfenet": scale, rotate, blur, cut; "native": as they are, one
+            episode at a time (guided networks).
         size: pixels of both sides.
         flip: probability of mirroring left and right.
         mask_resize: how "square" shrinks masks: nearest as "torch" has it (HSNet) or as "pillow".
@@ -380,6 +387,10 @@ class Recipe:
         if self.cache.maps != "off" and self.transform.kind != "square":
             wanted = '"off" where images are cut at random, since each map would serve once'
             raise expected("cache.maps", wanted, repr(self.cache.maps))
+        alone = self.run.batch == self.run.accumulate and self.data.shots == 1
+        if self.transform.kind == "native" and not alone:
+            wanted = "run.accumulate, and one shot, so that no part has images of two sizes"
+            raise expected("run.batch", wanted, str(self.run.batch))
         if self.optimiser.repeat_every and self.run.precision == "fp16":
             wanted = "0 with fp16, whose gradients may overflow"
             raise expected("optimiser.repeat_every", wanted, str(self.optimiser.repeat_every))

@@ -78,7 +78,7 @@ def check_step(recipe: Recipe) -> None:
 
 
 def query_step(model: Any, batch: Batch) -> Losses:
-    """One way, a loss of the query's logits: HSNet, DCAMA, MLC, CANet, PGNet, PFENet."""
+    """One way, a loss of the query's logits: HSNet, DCAMA, MLC, CANet, PGNet, PFENet, guided."""
     output = model(batch.support[:, 0], batch.support_mask[:, 0], batch.query)
     return _named(model.loss(output, batch.query_mask))
 
@@ -130,6 +130,7 @@ _SEVERAL_WAYS = ("panet", "ppnet")
 _WITH_LABELS = ("denet", "amp")
 _STEPS: dict[str, Step] = {
     **dict.fromkeys(("hsnet", "dcama", "mlc", "canet", "pgnet", "pfenet"), query_step),
+    **dict.fromkeys(("guided-early", "guided-late"), query_step),
     "imr-hsnet": imr_step,
     "ssp": ssp_step,
     "panet": ways_step,

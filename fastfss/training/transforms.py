@@ -1,8 +1,8 @@
 """The published training transforms of an image and its masks, defined by a generator bit for bit.
 
 Each takes an image, uint8 (3, H, W), and maps of labels or masks, uint8 (M, H, W), and gives both
-at `size` x `size`; the image in 0..255, as uint8 unless it was interpolated. 255 in a map means
-ignored.
+at `size` x `size`, or as they are; the image in 0..255, as uint8 unless it was interpolated. 255 in
+a map means ignored.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ def make_transform(config: TransformConfig) -> Transform:
         pair = flip(*pair, config.flip, generator)
         return crop_object(*pad(*pair, config.size, _MEAN), config.size, generator)
 
-    return {"square": square, "crop": crop, "pfenet": pfenet}[config.kind]
+    def native(image: Tensor, maps: Tensor, generator: random.Random) -> Pair:
+        return flip(image, maps, config.flip, generator)
+
+    kinds = {"square": square, "crop": crop, "pfenet": pfenet, "native": native}
+    return kinds[config.kind]
 
 
 def resize_square(image: Tensor, maps: Tensor, size: int, mask_resize: MaskResize) -> Pair:

@@ -104,6 +104,25 @@ def test_the_semantic_branchs_labels_count_base_classes(shapes: Path, images: Ma
     assert queries == {*range(7), 255}, "and ignored in queries"
 
 
+@pytest.mark.parametrize("points", [1, 3, "random"])
+def test_supports_may_be_annotated_by_points(points: Any, shapes: Path, images: MaskSet) -> None:
+    made = batches(shapes, images, 10, points=points, void="background")
+    counts = [[int((b.support_mask == value).sum()) for value in (0, 1)] for b in made]
+    assert all(0 in values(b.query_mask) and 255 not in values(b.query_mask) for b in made)
+    if points == "random":
+        assert len({first for first, _ in counts}) > 3 and max(map(max, counts)) < 100
+    else:
+        assert all(count in (0, points) for pair in counts for count in pair)
+
+
+def test_images_may_stay_as_they_are(shapes: Path, images: MaskSet) -> None:
+    recipe = tiny_recipe(shapes, transform={"kind": "native"}, run={"steps": 1, "batch": 1})
+    made = dataset(recipe, images)
+    batch, drawn = made[0], made.sampler.draw(0)
+    assert batch.query.shape[1:] == images.image(drawn.query).shape
+    assert batch.support.shape[3:] == images.image(drawn.supports[0][0]).shape
+
+
 def test_single_images_come_without_support(shapes: Path, images: MaskSet) -> None:
     batch = joined(batches(shapes, images, 3, sampler="single", labels="ids", episodes=20))
     assert batch.support.shape == (3, 1, 0, 3, 40, 40)
