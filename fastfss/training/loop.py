@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from fastfss.atomic import check_writable, write_text_atomically
+from fastfss.data.loading import CachedImages
 from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
 from fastfss.training.checkpoints import (
@@ -239,9 +240,17 @@ class _Run:
         return DistributedDataParallel(step, find_unused_parameters=True)
 
     def _loader(self) -> DataLoader[Batch]:
-        recipe, group = self.recipe, self.group
+        recipe, group, images = self.recipe, self.group, self.data.images
+        if recipe.cache.images_mib:
+            size = recipe.transform.size if recipe.transform.kind == "square" else None
+            images = CachedImages(
+                images,
+                size,
+                memory_mib=recipe.cache.images_mib,
+                mask_resize=recipe.transform.mask_resize,
+            )
         dataset = EpisodeDataset(
-            self.data.images,
+            images,
             self.data.split,
             self.data.sampler,
             recipe.data,

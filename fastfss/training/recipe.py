@@ -347,20 +347,25 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """[cache]: maps of a frozen encoder, computed once; see fastfss.training.FeatureCache.
+    """[cache]: what is computed once.
 
     Attributes:
-        maps: "off", or the dtype in which they are kept.
-        folder: where; beside the run by default.
-        limit_gib: what they may take of the disk.
+        images_mib: memory for images and masks that are decoded already; see
+            fastfss.data.loading.CachedImages.
+        maps: "off", or the dtype in which maps of a frozen encoder are kept; see
+            fastfss.training.FeatureCache.
+        folder: where maps are kept; beside the run by default.
+        limit_gib: what maps may take of the disk.
     """
 
+    images_mib: int = 0
     maps: CacheKind = "off"
     folder: str = ""
     limit_gib: float = 20.0
 
     def __post_init__(self) -> None:
         not_negative("cache.limit_gib", self.limit_gib)
+        not_negative("cache.images_mib", self.images_mib)
 
 
 @dataclass(frozen=True)

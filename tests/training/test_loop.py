@@ -92,6 +92,23 @@ def test_loaders_and_global_seeds_change_nothing(shapes: Path, tmp_path: Path) -
     assert equal(*found)
 
 
+@pytest.mark.parametrize(
+    "kind, resize", [("square", "torch"), ("square", "pillow"), ("crop", "torch")]
+)
+def test_decoded_images_change_nothing(
+    kind: str, resize: str, shapes: Path, tmp_path: Path
+) -> None:
+    transform = {"kind": kind, "mask_resize": resize}
+    found = [
+        run(
+            tiny_recipe(shapes, transform=transform, cache={"images_mib": mib}),
+            tmp_path / str(mib),
+        )
+        for mib in (0, 1)
+    ]
+    assert equal(*found)
+
+
 def test_another_seed_gives_other_weights(shapes: Path, tmp_path: Path) -> None:
     first, second = (
         run(tiny_recipe(shapes, run={"seed": seed}), tmp_path / str(seed)) for seed in (0, 1)
