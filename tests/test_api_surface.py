@@ -23,11 +23,11 @@ PUBLIC = {
     """,
     fastfss.methods: """
         AMP CANet ClassLogits DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
-        GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput InteractiveEarly
-        InteractiveLate LatentClasses MethodInfo MiningConfig MLC MLCOutput PANet PANetOutput
-        PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction PublishedNetwork
-        PublishedScore Rectification SelfSupportConfig SSP SSPOutput Unlabelled create_model
-        list_models model_info published_state
+        GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput
+        InteractiveEarly InteractiveLate LatentClasses MethodInfo MiningConfig MLC MLCOutput
+        PANet PANetOutput PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction
+        PublishedNetwork PublishedScore Rectification SelfSupportConfig SSP SSPOutput Unlabelled
+        create_model list_models model_info published_state
     """,
     fastfss.protocols: """
         ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter
@@ -35,8 +35,9 @@ PUBLIC = {
         panet_episodes
     """,
     fastfss.data: """
-        ImageLike MaskLike box_masks dense_masks dilate_scribble letterbox_image
-        letterbox_labels letterbox_size read_image read_label_map read_mask read_support_folder
+        CachedImages ImageLike Item MaskLike MaskSet Video VideoSet box_masks dense_masks
+        dilate_scribble in_order letterbox_image letterbox_labels letterbox_size list_sets
+        open_davis open_set read_image read_label_map read_mask read_support_folder
         scribble_masks
     """,
     fastfss.training: """

@@ -222,6 +222,27 @@ def read_pfenet_list(path: str | Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def read_panet_lists(folder: str | Path) -> dict[int, tuple[str, ...]]:
+    """Read PANet's lists of PASCAL: the images of each class, in the files' order.
+
+    The order is that of the directory on the authors' machine, and decides the episodes.
+
+    Args:
+        folder: ``ImageSets/Segmentation/trainaug`` with ``class1.txt`` to ``class20.txt``.
+
+    Returns:
+        Class id -> names of images.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a bad line, as `read_pfenet_list`.
+    """
+    return {
+        number: read_pfenet_list(Path(folder) / f"class{number}.txt")
+        for number in range(1, _CLASSES["pascal"] + 1)
+    }
+
+
 def read_names(path: str | Path) -> tuple[str, ...]:
     """Read a list of names, one a line, such as FSS-1000's classes; empty lines are left out."""
     return tuple(_lines(Path(path)))

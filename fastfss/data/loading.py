@@ -103,18 +103,22 @@ class CachedImages(MaskSet):
 
     def image(self, number: int) -> Tensor:
         """The image of an item: uint8 (3, H, W) at the cache's size, in memory of its own."""
+        if self._places[number] is None:
+            return self._decoded_image(number)
         return torch.from_numpy(self._planes(number)[:3].copy())
 
     def labels(self, number: int) -> Tensor:
         """The mask of an item as `MaskSet.labels`, at the cache's size."""
-        if not self._in_labels:
+        if self._places[number] is None or not self._in_labels:
             return self._resized_map(self.images.labels(number))
         return torch.from_numpy(self._planes(number)[3].copy())
 
     def mask(self, number: int, cls: int) -> Tensor:
         """The mask of one class of an item, at the cache's size."""
+        self.check_class(cls)
+        if self._places[number] is None:
+            return self._resized_map(self.images.mask(number, cls))
         if self._in_labels:
-            self.check_class(cls)
             labels = self._planes(number)[3]
             mask = (labels == cls).astype(np.uint8)
             if self.ignores:
@@ -154,8 +158,7 @@ class CachedImages(MaskSet):
     def _planes(self, number: int) -> npt.NDArray[np.uint8]:
         """(3 + M, H, W): the image, and the labels or the mask of each class."""
         place = self._places[number]
-        if place is None:
-            return self._decode(number)
+        assert place is not None
         start, shape = place
         kept = self._store.get(number, start, shape)
         if kept is None:
@@ -164,17 +167,19 @@ class CachedImages(MaskSet):
         return kept
 
     def _decode(self, number: int) -> npt.NDArray[np.uint8]:
-        image = self.images.image(number)
+        image = self._decoded_image(number)
         if self._in_labels:
             maps = [self.images.labels(number)]
         else:
             own = sorted(self.items[number].pixels)
             maps = [self.images.mask(number, cls) for cls in own]
-        if self.size is not None:
-            image = _resized_image(image, self.size)
-            maps = [self._resized_map(one) for one in maps]
-        planes: npt.NDArray[np.uint8] = torch.cat([image, *(one[None] for one in maps)]).numpy()
+        resized = (self._resized_map(one)[None] for one in maps)
+        planes: npt.NDArray[np.uint8] = torch.cat([image, *resized]).numpy()
         return planes
+
+    def _decoded_image(self, number: int) -> Tensor:
+        image = self.images.image(number)
+        return image if self.size is None else _resized_image(image, self.size)
 
     def _resized_map(self, labels: Tensor) -> Tensor:
         if self.size is None or labels.shape == self.size:

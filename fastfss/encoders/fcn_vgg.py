@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fastfss.encoders._blank_border import with_blank_border
 from fastfss.encoders.base import (
     IMAGENET_NORMALIZATION,
     FeatureInfo,
@@ -29,6 +30,7 @@ NORMALIZATION = Normalization(
     scale=255.0,
     bgr=True,
 )
+_LAST_CHEAP = "relu4_2"  # up to here the padding need not be computed
 # The layers of torchvision's VGG-16 that hold weights.
 _OF_TORCHVISION = {
     **dict(
@@ -61,11 +63,16 @@ class FCNVGG(StagedEncoder):
         name: "fcn_vgg16" (fc6 and fc7 of 4096 channels) or "fcn_vgg16_lite" (256).
         annotations: channels of conv1_1 beside the image's three; see `annotate_`.
 
+    Attributes:
+        blank_border: whether what the padding gives is taken from a small blank image. False
+            computes it all, as published: the same to rounding, and slower.
+
     Raises:
         ValueError: another name.
     """
 
     ignored_keys = ("classifier.*", "decoder.weight")
+    blank_border: bool = True
 
     def __init__(self, name: str = "fcn_vgg16", *, annotations: int = 0) -> None:
         if name not in _WIDTHS:
@@ -155,6 +162,17 @@ class FCNVGG(StagedEncoder):
             came = f"{images.shape[-2]} x {images.shape[-1]}"
             raise expected("images", f"at least {_SMALLEST} pixels a side", came)
         return super()._compute(images, wanted)
+
+    def _run(self, stage: str, x: Tensor) -> Tensor:
+        paths = self._stages[stage]
+        if stage == "fc6" and self.blank_border:
+            count = paths.index(_LAST_CHEAP) + 1
+            layers, paths = [self.get_submodule(path) for path in paths[:count]], paths[count:]
+            convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+            x = with_blank_border(x, convolutions, layers[1:])
+        for path in paths:
+            x = self.get_submodule(path)(x)
+        return x
 
     def _fold_(self) -> bool:
         return False

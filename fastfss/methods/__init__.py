@@ -10,7 +10,8 @@ from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.fcn32s import FCN32s
 from fastfss.methods.features import Features
-from fastfss.methods.guided import GuidedEarly, GuidedLate, GuidedSegmenter
+from fastfss.methods.guided import GuidedLate, GuidedSegmenter
+from fastfss.methods.guided_early import GuidedEarly
 from fastfss.methods.guided_networks import GUIDED_NETWORKS, PublishedNetwork, published_state
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.imr_hsnet import IMRHSNet, IMROutput

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastfss.methods.fcn32s import FCN32s
-from fastfss.methods.guided import GuidedEarly, GuidedLate, GuidedSegmenter
+from fastfss.methods.guided import GuidedLate, GuidedSegmenter
+from fastfss.methods.guided_early import GuidedEarly
 from fastfss.methods.guided_parts import (
     VALUES,
     fixed_annotation_kernel,

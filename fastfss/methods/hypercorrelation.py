@@ -45,6 +45,10 @@ class Hypercorrelation(ABC):
         """Write the correlations of the query's rows from `start` on."""
 
 
+# As they are, or a level that makes them: (B, L, ha, wa, hb, wb).
+Correlations = Tensor | Hypercorrelation
+
+
 @dataclass(frozen=True, eq=False)
 class Level(Hypercorrelation):
     """The feature maps of one grid, of which the correlations are made.
@@ -108,7 +112,7 @@ class CenterPivotConv4d(nn.Module):
         weights = (one.to(dtype) for one in self.weights())
         return center_pivot_conv4d(x.to(dtype), *weights, stride=self.stride)
 
-    def normed(self, x: Tensor | Hypercorrelation, norm: nn.GroupNorm) -> Tensor:
+    def normed(self, x: Correlations, norm: nn.GroupNorm) -> Tensor:
         """The convolution, a group norm and ReLU; without gradients."""
         weights = (*self.weights(), norm.weight, norm.bias)
         stride, groups, eps = self.stride, norm.num_groups, norm.eps
@@ -152,7 +156,7 @@ def squeeze_block(
 class SqueezeBlock(nn.Sequential):
     """Convolutions, group norms and ReLUs, in turns."""
 
-    def forward(self, x: Tensor | Hypercorrelation) -> Tensor:
+    def forward(self, x: Correlations) -> Tensor:
         """Squeeze maps (B, I, ha, wa, hb, wb) or the correlations of a level.
 
         Without gradients the three steps are one, and correlations never exist as a whole.
@@ -188,16 +192,14 @@ class HypercorrelationEncoder(nn.Module):
 
     def forward(
         self,
-        level2: Hypercorrelation,  # stride 8
-        level3: Hypercorrelation,  # stride 16
-        level4: Hypercorrelation,  # stride 32
+        level2: Correlations,  # stride 8
+        level3: Correlations,  # stride 16
+        level4: Correlations,  # stride 32
     ) -> Tensor:  # (B, 128, h, w)
         """One map on the query grid of the finest level."""
         return self.mix(level2, level3, level4)
 
-    def mix(
-        self, level2: Hypercorrelation, level3: Hypercorrelation, level4: Hypercorrelation
-    ) -> Tensor:
+    def mix(self, level2: Correlations, level3: Correlations, level4: Correlations) -> Tensor:
         """The map (B, 128, h, w), the mean over what is left of the support grid."""
         mixed: Tensor = self.encoder_layer4(level4)
         for level, squeeze, mixer in (
@@ -225,9 +227,9 @@ class HypercorrelationLearner(HypercorrelationEncoder):
 
     def forward(
         self,
-        level2: Hypercorrelation,  # stride 8
-        level3: Hypercorrelation,  # stride 16
-        level4: Hypercorrelation,  # stride 32
+        level2: Correlations,  # stride 8
+        level3: Correlations,  # stride 16
+        level4: Correlations,  # stride 32
     ) -> Tensor:  # (B, 2, 2h, 2w)
         """Logits, background and foreground, at twice the grid of the finest level."""
         mixed = self.mix(level2, level3, level4)

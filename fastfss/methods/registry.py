@@ -15,7 +15,8 @@ from fastfss.methods.canet import CANet
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.fcn32s import FCN32s
-from fastfss.methods.guided import GuidedEarly, GuidedLate
+from fastfss.methods.guided import GuidedLate
+from fastfss.methods.guided_early import GuidedEarly
 from fastfss.methods.guided_networks import GUIDED_NETWORKS
 from fastfss.methods.hsnet import HSNet
 from fastfss.methods.imr_hsnet import IMRHSNet

@@ -22,6 +22,7 @@ from fastfss.data.lists import (
     read_hsnet_list,
     read_hsnet_lists,
     read_names,
+    read_panet_lists,
     read_pfenet_list,
 )
 from fastfss.data.sets import Item, MaskSet
@@ -215,6 +216,16 @@ def test_bad_pfenet_lists_are_refused(tmp_path: Path, lines: str) -> None:
     path.write_text(lines)
     with pytest.raises(ValueError, match=r"list '.*list\.txt'"):
         read_pfenet_list(path)
+
+
+def test_panets_lists_are_a_file_a_class(tmp_path: Path) -> None:
+    for number in range(1, 21):
+        (tmp_path / f"class{number}.txt").write_text(f"z{number}\na{number}\n")
+    lists = read_panet_lists(tmp_path)
+    assert list(lists) == list(range(1, 21)) and lists[7] == ("z7", "a7")
+    (tmp_path / "class9.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"class9\.txt"):
+        read_panet_lists(tmp_path)
 
 
 def test_names_are_stripped_lines(tmp_path: Path) -> None:

@@ -197,7 +197,9 @@ def test_overlapping_masks_survive_a_copy_to_another_process(coco: Coco, tmp_pat
     assert again.mask(0, 80).equal(images.mask(0, 80))
 
 
-@pytest.mark.parametrize("damage", ["category", "image", "polygon", "cut", "no annotations"])
+@pytest.mark.parametrize(
+    "damage", ["category", "image", "polygon", "cut", "no field", "no annotations"]
+)
 def test_bad_annotations_are_named(coco: Coco, tmp_path: Path, damage: str) -> None:
     folder = prepare_coco(tmp_path, [coco.folder], parts=["val"])
     for mask in (folder / "annotations" / "val2014").iterdir():
@@ -210,6 +212,8 @@ def test_bad_annotations_are_named(coco: Coco, tmp_path: Path, damage: str) -> N
         content["annotations"][0]["image_id"] = 99
     elif damage == "polygon":
         content["annotations"][0]["segmentation"] = [[1.0, 2.0]]
+    elif damage == "no field":
+        del content["annotations"][0]["segmentation"]
     elif damage == "no annotations":
         del content["annotations"]
     text = json.dumps(content)

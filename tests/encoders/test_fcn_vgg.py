@@ -55,6 +55,31 @@ def test_maps_are_those_of_the_published_layers(thin: FCNVGG, size: tuple[int, i
         assert wanted.std() > 0
 
 
+@pytest.mark.parametrize("rest", range(8))
+@torch.no_grad()
+def test_the_blank_border_is_the_padding_whatever_the_size(thin: FCNVGG, rest: int) -> None:
+    thin.annotate_(2)
+    for size in ((33 + rest, 60), (96, 40 + rest), (80 + rest, 57 + 3 * rest)):
+        x = torch.cat([images(*size), images(*size)[:, :2]], dim=1).repeat(2, 1, 1, 1)
+        x[1] *= -3
+        thin.blank_border = True
+        found = thin(x)["fc7"]
+        thin.blank_border = False
+        assert relative_error(found, thin(x)["fc7"]) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@torch.no_grad()
+def test_the_blank_border_in_other_dtypes(thin: FCNVGG, dtype: torch.dtype) -> None:
+    exact = thin.double()(images(75, 110).double(), ["fc6"])["fc6"]
+    thin.to(dtype)
+    errors = []
+    for blank in (True, False):
+        thin.blank_border = blank
+        errors.append(relative_error(thin(images(75, 110).to(dtype), ["fc6"])["fc6"], exact))
+    assert errors[0] <= 2 * errors[1] + 1e-12
+
+
 def test_gradients_are_those_of_the_published_layers(thin: FCNVGG) -> None:
     thin.double()
     (wanted,) = torch.autograd.grad(

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.encoders.fcn_vgg import FCNVGG
-from fastfss.methods.guided import GuidedEarly, GuidedLate
+from fastfss.methods.guided import GuidedLate
+from fastfss.methods.guided_early import GuidedEarly
 from fastfss.methods.guided_parts import PairHead, fixed_annotation_kernel, fixed_decoder_kernel
 from fastfss.methods.interactive import InteractiveEarly, InteractiveLate
 

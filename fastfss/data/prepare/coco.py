@@ -86,15 +86,23 @@ def prepare_coco(
         for path in files.values():
             if not path.is_file():
                 raise expected(f"archive '{annotations}'", f"a file {path.name}", "none")
-    for part in parts:
-        _unpack_images(coco, part, image_names(files[part]), archives, report)
-    for part in parts:
-        report(f"reading {files[part].name}", 0, 1)
-        annotated = read_instances(files[part])
-        report(f"reading {files[part].name}", 1, 1)
-        _write_masks(coco, part, annotated, crowds, report)
-        if overlaps:
-            _write_overlaps(coco, part, annotated, crowds, report)
+    names = {part: image_names(path) for part, path in files.items()}
+    for part, (images, _) in names.items():
+        _unpack_images(coco, part, images, archives, report)
+    for part, (_, annotated) in names.items():
+        masks = coco / "annotations" / mask_folder(part, crowds)
+        masks.mkdir(exist_ok=True)
+        lines = masks.with_suffix(".jsonl")
+        lacking = set(annotated) - filled_stems(masks, ".png")
+        needs_lines = overlaps and not is_filled(lines)
+        if lacking or needs_lines:
+            report(f"reading {files[part].name}", 0, 1)
+            wanted = set(annotated) if needs_lines else lacking
+            instances = read_instances(files[part], wanted)
+            report(f"reading {files[part].name}", 1, 1)
+            _write_masks(masks, [one for one in instances if one.name in lacking], crowds, report)
+            if needs_lines:
+                _write_overlaps(lines, instances, crowds, report)
     reach_disk()
     return coco
 
@@ -144,26 +152,17 @@ def _lacking(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _write_masks(
-    coco: Path, part: str, annotated: Sequence[Annotated], crowds: bool, report: Report
+    folder: Path, annotated: Sequence[Annotated], crowds: bool, report: Report
 ) -> None:
-    folder = coco / "annotations" / mask_folder(part, crowds)
-    folder.mkdir(parents=True, exist_ok=True)
-    there = filled_stems(folder, ".png")
-    wanted = [one for one in annotated if one.name not in there]
-
     def write(one: Annotated) -> None:
         with atomic_path(folder / f"{one.name}.png", flush=False) as temporary:
             Image.fromarray(paint(one, crowds)).save(temporary, format="PNG")
 
-    text = f"making masks of {part}"
-    done = len(annotated) - len(wanted)
-    report(text, done, len(annotated))
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(wanted), _AT_ONCE):
-            part_of = wanted[start : start + _AT_ONCE]
-            list(pool.map(write, part_of))
-            done += len(part_of)
-            report(text, done, len(annotated))
+        for start in range(0, len(annotated), _AT_ONCE):
+            part = annotated[start : start + _AT_ONCE]
+            list(pool.map(write, part))
+            report(f"making masks of {folder.name}", start + len(part), len(annotated))
 
 
 def paint(image: Annotated, crowds: bool) -> npt.NDArray[np.uint8]:
@@ -178,11 +177,10 @@ def paint(image: Annotated, crowds: bool) -> npt.NDArray[np.uint8]:
 
 
 def _write_overlaps(
-    coco: Path, part: str, annotated: Sequence[Annotated], crowds: bool, report: Report
+    path: Path, annotated: Sequence[Annotated], crowds: bool, report: Report
 ) -> None:
     """One JSON line an image: name, size, pixels and run lengths of each class."""
     coder: Any = import_extra("pycocotools.mask", extra="data", purpose="Making COCO's masks")
-    path = coco / "annotations" / f"{mask_folder(part, crowds)}.jsonl"
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         for done, one in enumerate(annotated, start=1):
             of_class: dict[int, list[dict[str, Any]]] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from fastfss.data.coco import CATEGORIES
 from fastfss.errors import expected, import_extra
 
+# What is wanted of an annotation besides its image.
+_FIELDS = frozenset({"category_id", "segmentation"})
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -49,24 +51,27 @@ class Annotated:
     instances: list[Instance] = field(default_factory=list)
 
 
-def image_names(path: Path) -> list[str]:
-    """The names of all images of an instances file, without suffix.
+def image_names(path: Path) -> tuple[list[str], list[str]]:
+    """The names, without suffix, of all images of an instances file, and of those annotated.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: damaged JSON, or another kind of file.
     """
-    return [one.name for one in _images(path.read_text(encoding="utf-8"), path).values()]
+    images, annotated = _images(path.read_text(encoding="utf-8"), path)
+    names = sorted(images[number].name for number in annotated)
+    return sorted(one.name for one in images.values()), names
 
 
-def read_instances(path: Path) -> list[Annotated]:
-    """Read an instances file.
+def read_instances(path: Path, names: Container[str]) -> list[Annotated]:
+    """Read the instances of some images.
 
     Args:
         path: ``instances_val2014.json`` or its like.
+        names: of the images, without suffix.
 
     Returns:
-        The images that have annotations, by name.
+        Those of the images that have annotations, by name.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -76,34 +81,47 @@ def read_instances(path: Path) -> list[Annotated]:
     coder: Any = import_extra("pycocotools.mask", extra="data", purpose="Making COCO's masks")
     text = path.read_text(encoding="utf-8")
     # Twice, because nothing says that images come before annotations.
-    images = _images(text, path)
+    images, _ = _images(text, path)
     classes = {category: number for number, category in CATEGORIES.items()}
     for key, entry in _entries(text, path):
-        if key != "annotations":
+        if key != "annotations" or images[entry["image_id"]].name not in names:
             continue
-        category, image = entry["category_id"], entry["image_id"]
-        if category not in classes or image not in images:
-            unknown = f"category {category}" if category not in classes else f"image {image}"
-            raise expected(f"'{path}'", "COCO's categories and its own images", unknown)
-        target = images[image]
+        target = images[entry["image_id"]]
+        category = entry["category_id"]
+        if category not in classes:
+            raise expected(f"'{path}'", "COCO's categories", f"category {category}")
         counts = _run_lengths(coder, entry, target, path)
         target.instances.append(Instance(classes[category], bool(entry.get("iscrowd")), counts))
     return sorted((one for one in images.values() if one.instances), key=lambda one: one.name)
 
 
-def _images(text: str, path: Path) -> dict[int, Annotated]:
-    """Id -> image. Reads to the end, so that damage is found before any work is done."""
+def _images(text: str, path: Path) -> tuple[dict[int, Annotated], set[int]]:
+    """Id -> image, and the ids that have annotations.
+
+    Reads to the end, so that damage is found before any work is done.
+    """
     images: dict[int, Annotated] = {}
+    annotated: set[int] = set()
     found = set()
-    for key, entry in _entries(text, path):
-        found.add(key)
-        if key == "images":
-            name = entry["file_name"].rpartition("/")[2].rpartition(".")[0]
-            images[entry["id"]] = Annotated(name, (entry["height"], entry["width"]))
+    try:
+        for key, entry in _entries(text, path):
+            found.add(key)
+            if key == "images":
+                name = entry["file_name"].rpartition("/")[2].rpartition(".")[0]
+                images[entry["id"]] = Annotated(name, (entry["height"], entry["width"]))
+            elif key == "annotations":
+                annotated.add(entry["image_id"])
+                if not entry.keys() >= _FIELDS:
+                    raise KeyError(*(_FIELDS - entry.keys()))
+    except (KeyError, TypeError, AttributeError) as error:
+        wanted = "COCO's instances"
+        raise expected(f"'{path}'", wanted, f"{type(error).__name__}: {error}") from None
     for key in ("images", "annotations"):
         if key not in found:
             raise expected(f"'{path}'", f"COCO's instances with {key}", f"{sorted(found)}")
-    return images
+    if unknown := annotated - images.keys():
+        raise expected(f"'{path}'", "annotations of its own images", f"image {min(unknown)}")
+    return images, annotated
 
 
 def _run_lengths(coder: Any, entry: Any, image: Annotated, path: Path) -> bytes:
@@ -113,7 +131,8 @@ def _run_lengths(coder: Any, entry: Any, image: Annotated, path: Path) -> bytes:
     try:
         if isinstance(shape, list):
             # As pycocotools draws it; other fills have other border pixels.
-            merged = coder.merge(coder.frPyObjects(shape, height, width))
+            parts = coder.frPyObjects(shape, height, width)
+            merged = parts[0] if len(parts) == 1 else coder.merge(parts)
         elif isinstance(shape["counts"], list):
             merged = coder.frPyObjects(shape, height, width)
         else:

@@ -51,6 +51,8 @@ _VOC_FILE = re.compile(
 _VOC_LIST = re.compile(r"(?:.*/)?VOC2012/(ImageSets/Segmentation/(?:train|val|trainval)\.txt)")
 _SBD_MASK = re.compile(r"(?:.*/)?dataset/cls/([^/]+)\.mat")
 _SBD_LIST = re.compile(r"(?:.*/)?dataset/(train|val)\.txt")
+_SBD_MASKS = 11355
+_MERGED_LISTS = ("train", "val", "sbd_train", "sbd_val")
 _MAT_FILES_AT_ONCE = 64
 
 
@@ -128,9 +130,6 @@ def _has_sbd(voc: Path) -> bool:
     return all(is_filled(voc / MERGED / f"{name}.png") for name in listed)
 
 
-_MERGED_LISTS = ("train", "val", "sbd_train", "sbd_val")
-
-
 def _merge(voc: Path, archive: Path, report: Report) -> None:
     merged = voc / MERGED
     merged.mkdir(exist_ok=True)
@@ -187,9 +186,6 @@ def _merge_sbd(
                 wanted_file = f"the images of SBD in '{voc / 'JPEGImages'}'"
                 raise expected(f"archive '{archive}'", wanted_file, f"no {name}.jpg")
     return lists
-
-
-_SBD_MASKS = 11355
 
 
 def _read_mat(content: bytes, label: str) -> npt.NDArray[np.uint8]:
