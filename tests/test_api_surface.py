@@ -24,15 +24,19 @@ PUBLIC = {
     fastfss.methods: """
         AMP CANet ClassLogits DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
         GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput
-        InteractiveEarly InteractiveLate LatentClasses MethodInfo MiningConfig MLC MLCOutput
-        PANet PANetOutput PartConfig PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction
-        PublishedNetwork PublishedScore Rectification SelfSupportConfig SSP SSPOutput Unlabelled
-        create_model list_models model_info published_state
+        InteractiveEarly InteractiveLate LatentClasses MethodInfo MiningConfig MLC
+        MLCOutput PANet PANetOutput PartConfig PFENet PFENetOutput PGNet PPNet
+        PPNetOutput Prediction PublishedNetwork PublishedScore Rectification
+        SelfSupportConfig SSP SSPOutput Unlabelled create_model list_models model_info
+        published_state
     """,
     fastfss.protocols: """
-        ConfusionMeter DENetBinaryMeter DENetFullMeter Episode FoldMeter Meter PANetMeter
-        PFENetMeter denet_episodes denet_images hsnet_drawn_episodes hsnet_listed_episodes
-        panet_episodes
+        ConfusionMeter DENetBinaryMeter DENetFullMeter Episode EpisodeCounts EpisodeList
+        Evaluation Figures FoldMeter LeakReport ListedEpisode Meter PANetMeter
+        PFENetMeter PROTOCOLS Protocol check_leaks denet_episodes denet_images
+        draw_episodes evaluate figures_of fold_classes fss1000_episodes get_protocol
+        hsnet_drawn_episodes hsnet_listed_episodes panet_episodes pfenet_episodes
+        ssp_episodes
     """,
     fastfss.data: """
         CachedImages ImageLike Item MaskLike MaskSet Video VideoSet box_masks dense_masks

@@ -55,6 +55,7 @@ def build_app() -> typer.Typer:
     from fastfss.cli.data import make_data_app
     from fastfss.cli.demo import demo
     from fastfss.cli.env import env
+    from fastfss.cli.eval import evaluate_command
     from fastfss.cli.models import models
     from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
@@ -73,6 +74,7 @@ def build_app() -> typer.Typer:
     app.command()(models)
     app.command()(demo)
     app.command()(env)
+    app.command("eval")(evaluate_command)
     app.command()(train)
     app.add_typer(make_data_app(), name="data")
     return app

@@ -80,6 +80,43 @@ def hsnet_drawn_episodes(
     return _with_supports(index, queries(), shots, generator)
 
 
+def fss1000_episodes(
+    index: Mapping[int, Sequence[Image]],
+    numbers: Mapping[int, Sequence[int]],
+    *,
+    shots: int = 1,
+    generator: np.random.RandomState | None = None,
+) -> list[Episode]:
+    """Draw FSS-1000's episodes: every image is the query once.
+
+    Supports are drawn by their numbers, 1 to 10 as the files are called, in that order; queries
+    come as the files' names are sorted: 1, 10, 2 and so on.
+
+    Args:
+        index: class -> its images, as their names are sorted.
+        numbers: class -> the images' numbers, in the same order.
+        shots, generator: as in `hsnet_listed_episodes`.
+
+    Raises:
+        ValueError: no class, or one with a single image.
+    """
+    check_counts(shots=shots)
+    generator = generator or _published()
+    drawn = []
+    for number in classes_of(index, 1):
+        if len(index[number]) < 2:
+            raise too_few(number, 2, len(index[number]))
+        by_number = sorted(range(len(index[number])), key=numbers[number].__getitem__)
+        for query in range(len(index[number])):
+            support: list[int] = []
+            while len(support) < shots:
+                place = by_number[_choice(len(by_number), generator)]
+                if place != query:
+                    support.append(place)
+            drawn.append(Episode((number,), (tuple(support),), ((query,),)))
+    return drawn
+
+
 def _with_supports(
     index: Mapping[int, Sequence[Image]],
     queries: Iterable[tuple[int, int]],

@@ -1,0 +1,220 @@
+"""``fastfss eval``: a method's figures by a published protocol."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fastfss.cli.options import DebugOption
+
+if TYPE_CHECKING:
+    from fastfss.data.sets import MaskSet
+    from fastfss.methods import FewShotSegmenter
+    from fastfss.protocols.protocol import Protocol
+    from fastfss.training.processes import Processes
+
+
+def evaluate_command(
+    protocol: Annotated[str, typer.Option(help="--list-protocols shows them.")] = "",
+    data: Annotated[Path | None, typer.Option(help="The folder of the data set.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder for the results.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--set", metavar="pascal|coco|fss1000|folder", help="Else the protocol's first one."
+        ),
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="Of the set; else the protocol's.")] = None,
+    fold: Annotated[str, typer.Option(metavar="N|all", help="Whose classes are novel.")] = "all",
+    folds: Annotated[
+        int, typer.Option(min=1, help="How many, of sets without published folds.")
+    ] = 4,
+    split_seed: Annotated[int, typer.Option(help="Of folds drawn at random.")] = 0,
+    shots: Annotated[int, typer.Option(min=1)] = 1,
+    ways: Annotated[int, typer.Option(min=1)] = 1,
+    method: Annotated[str, typer.Option(help="The segmentation method.")] = "ssp",
+    backbone: Annotated[
+        str | None, typer.Option(help="The encoder; else the method's first published one.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="The encoder's layers.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|imagenet",
+            help="A checkpoint or an encoder's weights; {fold} stands for the fold's number.",
+        ),
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels; else the method's.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the method; repeatable.")
+    ] = None,
+    episodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Other than published: of a run, or of each class."),
+    ] = None,
+    episodes_file: Annotated[
+        Path | None, typer.Option(help="Episodes to read instead of drawing; of one fold.")
+    ] = None,
+    save_episodes: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Where to write the episodes.")
+    ] = None,
+    lists: Annotated[Path | None, typer.Option(help="HSNet's published split lists.")] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Worst episodes in the report.")] = 10,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+    list_protocols: Annotated[bool, typer.Option("--list-protocols")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Evaluate a method: results.json and report.html in the output folder.
+
+    Several processes: torchrun --nproc-per-node N -m fastfss eval ...; the figures stay the same.
+    """
+    from fastfss.atomic import check_writable
+    from fastfss.cli.predict import method_options
+    from fastfss.data.sets import open_set
+    from fastfss.protocols.episode_lists import EpisodeList, draw_episodes
+    from fastfss.protocols.protocol import PROTOCOLS, get_protocol
+    from fastfss.training.processes import processes
+
+    if list_protocols:
+        for one in PROTOCOLS.values():
+            typer.echo(f"{one.name:8} {one.about}")
+        return
+    if not protocol or data is None or out is None:
+        raise typer.BadParameter("expected --protocol, --data and --out (--list-protocols helps)")
+    chosen = get_protocol(protocol)
+    named = kind or chosen.sets[0]
+    images = open_set(named, data, part or chosen.part.get(named, "val"))
+    numbers = _folds(fold, chosen, images, folds)
+    if len(numbers) > 1 and (episodes_file or save_episodes):
+        raise typer.BadParameter("an episodes file is of one fold: give --fold N")
+    # All lists before any model, so that what is missing shows at once.
+    drawn = {
+        number: EpisodeList.load(episodes_file, images)
+        if episodes_file
+        else draw_episodes(
+            chosen,
+            images,
+            number,
+            shots=shots,
+            ways=ways,
+            episodes=episodes,
+            splits=folds,
+            split_seed=split_seed,
+            lists=lists,
+        )
+        for number in numbers
+    }
+    if save_episodes is not None:
+        drawn[numbers[0]].save(save_episodes)
+    options = method_options(option or [], None)
+    about: dict[str, Any] = {
+        "method": method,
+        "encoder": backbone,
+        "layers": layers,
+        "weights": weights,
+        "size": size,
+        "options": options,
+        "shots": shots,
+        "ways": ways,
+        "splits": folds,
+        "split_seed": split_seed,
+        "lists": None if lists is None else str(lists),
+        "episodes_changed": episodes is not None or episodes_file is not None,
+    }
+    with processes(device) as group:
+        if group.first:
+            out.mkdir(parents=True, exist_ok=True)
+            check_writable(out, "--out")
+        group.wait()
+
+        def build(number: int) -> FewShotSegmenter:
+            path = None if weights is None else weights.replace("{fold}", str(number))
+            return _model(method, backbone, layers, path, size, options, group)
+
+        _run(chosen, images, drawn, build, about, pictures, out, group)
+
+
+def _run(
+    protocol: Protocol,
+    images: MaskSet,
+    drawn: dict[int, Any],
+    build: Any,
+    about: dict[str, Any],
+    pictures: int,
+    out: Path,
+    group: Processes,
+) -> None:
+    import fastfss
+    from fastfss.cli.prediction_run import progress_bar
+    from fastfss.protocols.evaluation import evaluate
+    from fastfss.protocols.report import FoldResult, results, worst_pictures, write_results
+
+    folds = []
+    weights: dict[str, str] = {}
+    for number, episodes in drawn.items():
+        model = build(number)
+        weights[str(number)] = model.fingerprint()
+        share = -(-len(episodes.episodes) // group.count)
+        with progress_bar(Console(stderr=True, quiet=not group.first)) as bar:
+            shown_task = bar.add_task(f"fold {number}", total=share)
+            advance = partial(bar.update, shown_task, advance=1)
+            evaluation = evaluate(model, protocol, images, episodes, progress=advance)
+        shown = []
+        if group.first:
+            shown = worst_pictures(model, protocol, images, episodes, evaluation, pictures)
+            found = evaluation.figures
+            fb = "" if found.fb_iou is None else f", FB-IoU {found.fb_iou:.2f}"
+            low, high = found.interval
+            typer.echo(f"fold {number}: mIoU {found.miou:.2f} ({low:.2f} to {high:.2f}){fb}")
+        folds.append(FoldResult(number, episodes, evaluation, shown))
+    if not group.first:
+        return
+    record = {"fastfss": fastfss.__version__, **about, "weights_digests": weights}
+    plain = results(protocol, images, folds, record)
+    write_results(out, plain, folds)
+    if mean := plain.get("mean"):
+        typer.echo(f"mean of {mean['folds']} folds: mIoU {mean['miou']:.2f}")
+    typer.echo(f"results: {out / 'results.json'}, {out / 'report.html'}")
+
+
+def _folds(fold: str, protocol: Protocol, images: MaskSet, folds: int) -> list[int]:
+    rule = protocol.fold_rule(images.name)
+    count = 1 if rule == "all" else folds if rule == "random" else 4
+    if fold == "all":
+        return list(range(count))
+    if not fold.isdigit() or int(fold) >= count:
+        raise typer.BadParameter(f"--fold: expected 0 to {count - 1} or all, got {fold}")
+    return [int(fold)]
+
+
+def _model(
+    method: str,
+    backbone: str | None,
+    layers: str | None,
+    weights: str | None,
+    size: int | None,
+    options: dict[str, Any],
+    group: Processes,
+) -> FewShotSegmenter:
+    import torch
+
+    from fastfss.methods import create_model
+
+    torch.manual_seed(0)  # random weights are then the same in every process
+    model = create_model(
+        method,
+        encoder=backbone,
+        weights=weights,
+        layers=None if layers is None else tuple(layers.split(",")),
+        size=size,
+        **options,
+    )
+    if group.first and "random" in (model.weights_origin, model.head_origin):
+        typer.echo("warning: random weights: the figures mean nothing (--weights)", err=True)
+    return model.to(group.device).eval()

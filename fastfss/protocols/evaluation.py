@@ -1,0 +1,167 @@
+"""Evaluating a method by a protocol."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastfss.data.sets import MaskSet
+from fastfss.errors import expected
+from fastfss.methods import FewShotSegmenter
+from fastfss.methods.prediction import Prediction
+from fastfss.protocols._counting import count_pairs
+from fastfss.protocols.episode_lists import EpisodeList
+from fastfss.protocols.protocol import Protocol
+from fastfss.protocols.reading import ReadEpisode, Reader
+from fastfss.protocols.scores import EpisodeCounts, Figures, figures_of
+from fastfss.task import Task
+
+# Called after each episode.
+Progress = Callable[[], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What came out of a fold.
+
+    Attributes:
+        figures: of the fold.
+        counts: of every episode, in the list's order.
+        seconds: of the evaluation, and of the method alone, both of this process.
+        method_seconds: likewise.
+        peak_mib: the process's memory, and on a GPU what torch took of its.
+    """
+
+    figures: Figures
+    counts: EpisodeCounts
+    seconds: float
+    method_seconds: float
+    peak_mib: float
+
+    def worst(self, count: int) -> list[int]:
+        """The numbers of the episodes with the least IoU, the worst first."""
+        order = np.argsort(self.counts.iou, kind="stable")
+        return [int(number) for number in order[:count]]
+
+
+@torch.no_grad()
+def evaluate(
+    model: FewShotSegmenter,
+    protocol: Protocol,
+    images: MaskSet,
+    episodes: EpisodeList,
+    *,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Segment the queries of a list and count.
+
+    In a torch.distributed group the processes share the episodes, i going to process i mod N, and
+    each gets all figures. They are those of one process to the last bit where both compute alike:
+    with as many threads.
+
+    Args:
+        model: in eval mode.
+        protocol: how images are read and scores counted.
+        images: the set that the list is of.
+        episodes: see draw_episodes.
+        progress: of this process's episodes.
+
+    Raises:
+        ValueError: a list of another set, no episode, or a protocol that does not fit the method.
+    """
+    if episodes.set_digest != images.digest:
+        wanted = f"a list of {images.name} in '{images.root}'"
+        raise expected("episodes", wanted, f"one of another {episodes.set_name}")
+    if not episodes.episodes:
+        raise expected("episodes", "at least one", "none")
+    rank, processes = _group()
+    reader = Reader(protocol, images, model)
+    device = model.device
+    ways = len(episodes.episodes[0].classes)
+    mine = torch.zeros(len(episodes.episodes), ways + 1, ways + 1, dtype=torch.int64, device=device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    started, busy = time.perf_counter(), 0.0
+    for number, listed in enumerate(episodes.episodes):
+        if number % processes != rank:
+            reader.skip(listed)
+            continue
+        read = reader.read(listed)
+        since = time.perf_counter()
+        logits = segment_episode(model, protocol, read)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # else the method's time would be the counting's
+        busy += time.perf_counter() - since
+        labels = reader.labels(read, logits)
+        pairs, _ = count_pairs(labels, read.truth, labels=ways + 1)
+        mine[number] = pairs[0]
+        if progress is not None:
+            progress()
+    if processes > 1:
+        torch.distributed.all_reduce(mine)
+    counts = EpisodeCounts(
+        mine.cpu().numpy(),
+        np.array([one.classes for one in episodes.episodes]),
+        np.array([one.run for one in episodes.episodes]),
+    )
+    return Evaluation(
+        figures_of(counts, episodes.classes, protocol.figure),
+        counts,
+        time.perf_counter() - started,
+        busy,
+        _peak_mib(device),
+    )
+
+
+def segment_episode(model: FewShotSegmenter, protocol: Protocol, read: ReadEpisode) -> Tensor:
+    """The logits (1, 1 + W, h, w) of an episode's query.
+
+    Raises:
+        ValueError: a method that needs more than masks.
+    """
+    size = (read.query.shape[2], read.query.shape[3])
+    if not protocol.score_original:
+        size = (read.truth.shape[-2], read.truth.shape[-1])
+    tasks = [
+        _task(model, protocol, *way)
+        for way in zip(read.images, read.masks, read.backgrounds, strict=True)
+    ]
+    if protocol.reading == "original":
+        size = (read.truth.shape[-2], read.truth.shape[-1])
+    prediction: Prediction = model.segment(read.query, tasks, size)
+    return prediction.logits
+
+
+def _task(
+    model: FewShotSegmenter,
+    protocol: Protocol,
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    backgrounds: Sequence[Tensor],
+) -> Task:
+    if protocol.figure == "panet" and model.method in ("panet", "ppnet"):
+        encode: Callable[..., Task] = model.encode_support
+        return encode(list(images), list(masks), list(backgrounds))
+    return model.encode_support(list(images), list(masks))
+
+
+def _group() -> tuple[int, int]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _peak_mib(device: torch.device) -> float:
+    # Linux counts KiB, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    if device.type == "cuda":
+        peak = max(peak, torch.cuda.max_memory_allocated(device) / 2**20)
+    return float(peak)

@@ -1,0 +1,135 @@
+"""``fastfss eval`` as a program."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of coloured rectangles, a folder each."""
+    root = tmp_path_factory.mktemp("data")
+    for number, colour in enumerate(((220, 30, 30), (30, 220, 30), (30, 30, 220), (200, 200, 30))):
+        folder = root / f"class{number}"
+        folder.mkdir()
+        for image in range(1, 5):
+            generator = np.random.default_rng(10 * number + image)
+            pixels = generator.integers(0, 60, (48, 64, 3), dtype=np.uint8)
+            mask = np.zeros((48, 64), np.uint8)
+            top, left = generator.integers(2, 20, 2)
+            mask[top : top + 20, left : left + 26] = 255
+            pixels[mask > 0] = colour
+            Image.fromarray(pixels).save(folder / f"{image}.jpg", quality=95)
+            Image.fromarray(mask).save(folder / f"{image}.png")
+    return root
+
+
+def run(*arguments: object, processes: int = 0) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable]
+    if processes:
+        launch += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+        launch += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    command = [*launch, "-m", "fastfss", "eval", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def common(data: Path, out: Path, *more: object) -> list[object]:
+    return [
+        *("--protocol", "classes", "--set", "folder", "--data", data, "--out", out, "--folds", 2),
+        *("--backbone", "resnet18", "--layers", "layer1", "--size", 48, "--pictures", 2, *more),
+    ]
+
+
+def test_all_folds_give_results_and_a_page_that_loads_nothing(data: Path, tmp_path: Path) -> None:
+    done = run(*common(data, tmp_path / "out", "--episodes", 2))
+    assert done.returncode == 0, done.stderr
+    assert "mean of 2 folds: mIoU" in done.stdout
+    assert "random weights: the figures mean nothing" in done.stderr
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [one["fold"] for one in found["folds"]] == [0, 1]
+    mious = [one["miou"] for one in found["folds"]]
+    assert found["mean"]["miou"] == pytest.approx(sum(mious) / 2, abs=1e-5)
+    names = {name for one in found["folds"] for name in one["class_iou"]}
+    assert names == {"class0", "class1", "class2", "class3"}
+    for one in found["folds"]:
+        assert one["episodes"] == 4
+        assert one["interval_95"][0] <= one["miou"] <= one["interval_95"][1]
+        assert len(one["hash"]) == 64
+        assert one["seconds"] > 0 and one["peak_mib"] > 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "http://" not in page and "https://" not in page
+    assert page.count("<figure>") == 4
+    assert "the number of episodes is not the published" in page
+
+
+def test_one_fold_has_no_mean_and_its_episodes_can_be_kept(data: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "episodes.json"
+    first = run(*common(data, tmp_path / "a", "--fold", 1, "--save-episodes", kept))
+    assert first.returncode == 0, first.stderr
+    assert "mean" not in json.loads((tmp_path / "a" / "results.json").read_text())
+    again = run(*common(data, tmp_path / "b", "--fold", 1, "--episodes-file", kept))
+    assert again.returncode == 0, again.stderr
+    folds = [json.loads((tmp_path / n / "results.json").read_text())["folds"][0] for n in "ab"]
+    assert folds[0]["miou"] == folds[1]["miou"]
+    assert folds[0]["hash"] == folds[1]["hash"]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_figures(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the same arithmetic in all of them
+    entries = []
+    for processes in (0, 2):
+        out = tmp_path / str(processes)
+        done = run(*common(data, out, "--fold", 0), processes=processes)
+        assert done.returncode == 0, done.stderr
+        (entry,) = json.loads((out / "results.json").read_text())["folds"]
+        entries.append({k: v for k, v in entry.items() if k in ("miou", "fb_iou", "interval_95")})
+    assert entries[0] == entries[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--protocol", "mine"], "protocol: expected one of classes"),
+        (["--fold", "2"], "--fold: expected 0 to 1 or all, got 2"),
+        (["--data", "/nowhere"], "expected the folder of a data set, got no such folder"),
+        (["--set", "video"], "kind: expected one of"),
+        (["--shots", "9"], "data: expected a class with at least 10 images"),
+        (["--protocol", "hsnet", "--shots", "9"], "images of class"),
+        (["--weights", "/nowhere.pth"], "/nowhere.pth"),
+        (["--method", "sspp"], "method: expected one of amp"),
+        (["--episodes-file", "/nowhere.json", "--fold", "0"], "/nowhere.json"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else one[1],
+)
+def test_bad_input_is_one_clear_line(
+    data: Path, tmp_path: Path, change: list[str], message: str
+) -> None:
+    arguments = [str(one) for one in common(data, tmp_path / "out")]
+    for name, value in zip(change[::2], change[1::2], strict=True):
+        if name in arguments:
+            arguments[arguments.index(name) + 1] = value
+        else:
+            arguments += [name, value]
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_protocols_are_listed() -> None:
+    done = run("--list-protocols")
+    assert done.returncode == 0
+    assert "hsnet" in done.stdout and "panet" in done.stdout
