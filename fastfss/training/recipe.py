@@ -303,6 +303,8 @@ class ValidationConfig:
         every: steps; 0: never.
         episodes, shots, seed: how many, of how many shots, drawn with what.
         minimum: pixels of its class that an image needs.
+        protocol: a published one, by its name in fastfss.protocols, instead of the quick figure;
+            `minimum` and `seed` are then the protocol's.
         select: whether the best weights are kept. The published protocols choose them on the test
             classes, and so does this where `validation_part` and fold are those of the test.
     """
@@ -312,6 +314,7 @@ class ValidationConfig:
     shots: int = 1
     seed: int = 0
     minimum: int = 2048
+    protocol: str = ""
     select: bool = True
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import fastfss
-from fastfss.training.data import TrainingData, shown_held_out
+from fastfss.training.data import TrainingData, leaks_of
 from fastfss.training.processes import Processes
 from fastfss.training.recipe import Recipe
 from fastfss.training.recipe_files import flat, recipe_digest
@@ -33,6 +33,7 @@ def run_record(
     """
     run = recipe.run
     share = run.batch // (run.accumulate * group.count)
+    leaks = leaks_of(recipe, data)
     learned = {number for members in data.sampler.large.values() for number in members}
     return {
         "effective_batch": run.batch,
@@ -43,7 +44,8 @@ def run_record(
         "base_classes": [data.names[number] for number in data.split.base],
         "held_out_classes": [data.names[number] for number in data.split.held_out],
         "images": len(learned),
-        "images_that_show_held_out_classes": shown_held_out(data),
+        "images_that_show_held_out_classes": leaks.images,
+        "validation_images_that_are_learned_from": len(leaks.shared),
         "held_out_pixels": held_out_pixels(recipe),
         "device": str(group.device),
         "resumed_at": resumed_at,
@@ -82,6 +84,9 @@ def summary(about: str, record: Mapping[str, Any]) -> str:
             f"{record['images_that_show_held_out_classes']} of the images also show held-out "
             f"classes, whose pixels are {record['held_out_pixels']}"
         )
+    if record["validation_images_that_are_learned_from"]:
+        shared = record["validation_images_that_are_learned_from"]
+        lines.append(f"{shared} images of the validation are learned from too")
     if record["resumed_at"]:
         lines.append(f"resumed after step {record['resumed_at']}")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastfss.data.sets import MaskSet, open_set
+from fastfss.training import train
 from fastfss.training.data import EpisodeNumbers, prepare_data
 from fastfss.training.episodes import Batch, EpisodeDataset, joined
 from fastfss.training.recipe import Recipe
@@ -187,6 +188,26 @@ def test_a_share_of_the_image_may_be_asked_for(shapes: Path, images: MaskSet) ->
         for image in members:
             mask = images.mask(image, number)
             assert (mask == 1).sum() >= 0.12 * mask.numel()
+
+
+def test_validation_may_follow_a_protocol(shapes: Path, images: MaskSet, tmp_path: Path) -> None:
+    validation = {"every": 2, "protocol": "classes", "episodes": 2}
+    recipe = tiny_recipe(shapes, data={"reserved": 0.0}, validation=validation)
+    data = prepare_data(recipe, images, images)
+    assert data.published is not None
+    assert data.published.episodes.classes == data.split.held_out
+    result = train(recipe, tmp_path, device="cpu", progress="off")
+    assert [step for step, _ in result.miou] == [2, 4, 6]
+
+
+def test_a_protocol_that_tests_what_is_learned_is_refused(shapes: Path, images: MaskSet) -> None:
+    recipe = tiny_recipe(
+        shapes,
+        data={"reserved": 0.0, "folds": "contiguous"},
+        validation={"every": 2, "protocol": "classes", "episodes": 2},
+    )
+    with pytest.raises(ValueError, match=r"validation\.protocol: .*no class that is learned"):
+        prepare_data(recipe, images, images)
 
 
 def test_no_held_out_image_is_an_error_before_training(shapes: Path, images: MaskSet) -> None:
