@@ -16,7 +16,7 @@ from fastfss.training.activations import ActivationMaps
 from fastfss.training.feature_cache import FeatureCache
 from fastfss.training.recipe import DataConfig, TransformConfig
 from fastfss.training.samplers import Drawn, Sampler
-from fastfss.training.transforms import IGNORED, is_flipped, make_transform, shrink_maps
+from fastfss.training.transforms import IGNORED, Transform, is_flipped, shrink_maps
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class EpisodeDataset(Dataset[Batch]):
         self.sampler = sampler
         self.data = data
         self.transform = transform
-        self.apply = make_transform(transform)
+        self.apply = Transform(transform)
         self.cache = cache
         self.activations = activations
 

@@ -53,7 +53,7 @@ class Log:
             import_extra("tensorboard", extra="train", purpose="log.tensorboard")
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         if progress == "auto":
             progress = "bar" if sys.stderr.isatty() else "lines"
         self._lines = progress == "lines"

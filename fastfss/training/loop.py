@@ -130,8 +130,9 @@ class _Run:
         self.checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoints.keep)
         if not resume and (self.checkpoints.newest() or (out / "model.safetensors").exists()):
             raise FileExistsError(f"out: {out} holds a run; --resume goes on with it")
-        out.mkdir(parents=True, exist_ok=True)
-        check_writable(out, "out")
+        if group.first:
+            out.mkdir(parents=True, exist_ok=True)
+            check_writable(out, "out")
         self.data = prepare_data(recipe, images, validation)
         run = recipe.run
         self.steps = run.steps or max(1, round(run.epochs * self.data.sampler.length / run.batch))
@@ -144,6 +145,7 @@ class _Run:
         self.state = _State()
         newest = self.checkpoints.newest() if resume else None
         self.random: dict[str, Any] | None = None
+        self.sums: dict[str, Tensor] = {}  # of the losses since the last row of the log
         if newest is not None:
             self._restore(read_training_state(newest, recipe, self.data.sampler.digest))
         self.cache: FeatureCache | None = None
@@ -165,20 +167,19 @@ class _Run:
             # can only begin anew.
             seed_everything(recipe.run.seed, self.group.rank, state.step)
         seconds, episodes = 0.0, 0
-        sums: dict[str, Tensor] = {}
         while state.step < self.steps:
             set_rate(self.optimiser, rate_factor(recipe.schedule, state.step, self.steps))
             since = time.perf_counter()
-            norm = self._step(stepper, batches, sums)
+            norm = self._step(stepper, batches)
             state.step += 1
             episodes += recipe.run.batch
             logged = state.step % recipe.log.every == 0 or state.step == self.steps
-            if logged:
-                sums = {name: value.cpu() for name, value in sums.items()}  # waits for a GPU
+            if logged:  # a GPU is waited for
+                self.sums = {name: value.cpu() for name, value in self.sums.items()}
             seconds += time.perf_counter() - since  # without validation and checkpoints
             if logged:
-                self._log_losses(log, sums, norm, episodes / seconds)
-                seconds, episodes, sums = 0.0, 0, {}
+                self._log_losses(log, norm, episodes / seconds)
+                seconds, episodes, self.sums = 0.0, 0, {}
             every = recipe.validation.every
             if every and (state.step % every == 0 or state.step == self.steps):
                 self._validate(log)
@@ -194,9 +195,7 @@ class _Run:
             tuple((int(step), miou) for step, miou in state.miou),
         )
 
-    def _step(
-        self, stepper: nn.Module, batches: Iterator[Batch], sums: dict[str, Tensor]
-    ) -> Tensor | None:
+    def _step(self, stepper: nn.Module, batches: Iterator[Batch]) -> Tensor | None:
         """One step of the optimiser; adds to `sums`; the gradient's norm where it is clipped."""
         config, device = self.recipe.run, self.group.device
         precision = _DTYPES.get(config.precision)
@@ -209,7 +208,7 @@ class _Run:
                 self.scaler.scale(losses["total"] / config.accumulate).backward()
             for name, value in losses.items():
                 share = value.detach().float() / config.accumulate
-                sums[name] = sums[name] + share if name in sums else share
+                self.sums[name] = self.sums[name] + share if name in self.sums else share
         norm = None
         if self.recipe.optimiser.clip:
             self.scaler.unscale_(self.optimiser)
@@ -282,12 +281,10 @@ class _Run:
         if chosen:
             self._save_model(self.out / "best.safetensors")
 
-    def _log_losses(
-        self, log: Log, sums: dict[str, Tensor], norm: Tensor | None, rate: float
-    ) -> None:
+    def _log_losses(self, log: Log, norm: Tensor | None, rate: float) -> None:
         every = self.recipe.log.every
         steps = (self.state.step - 1) % every + 1
-        mine = {name: float(value) / steps for name, value in sums.items()}
+        mine = {name: float(value) / steps for name, value in self.sums.items()}
         all_losses = self.group.gather(mine)
         losses = {name: sum(one[name] for one in all_losses) / len(all_losses) for name in mine}
         values = {"lr": self.optimiser.param_groups[0]["lr"], "episodes_per_s": round(rate, 2)}
@@ -311,6 +308,7 @@ class _Run:
     def _save_checkpoint(self) -> None:
         self.group.share_buffers(self.model)
         random_states = self.group.gather(random_state(self.group.device))
+        sums = self.group.gather({name: float(value) for name, value in self.sums.items()})
         if not self.group.first:
             return
         state = {
@@ -320,19 +318,20 @@ class _Run:
             "step": self.state.step,
             "best": self.state.best,
             "miou": self.state.miou,
-            "sampler": {"digest": self.data.sampler.digest, "next": self._next_episode()},
+            "sampler": {
+                "digest": self.data.sampler.digest,
+                "next": self.state.step * self.recipe.run.batch,
+            },
             "optimiser": self.optimiser.state_dict(),
             "schedule": {"step": self.state.step, "steps": self.steps},
             "scaler": self.scaler.state_dict(),
             "random": random_states,
+            "sums": sums,
             "average": None if self.average is None else self.average.state_dict(),
         }
         with uncached(self.model):
             state["model"] = self.model.state_dict()
         self.checkpoints.save(self.state.step, state)
-
-    def _next_episode(self) -> int:
-        return self.state.step * self.recipe.run.batch
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -343,6 +342,8 @@ class _Run:
         self.state = _State(state["step"], state["best"], state["miou"])
         if len(state["random"]) == self.group.count:
             self.random = state["random"][self.group.rank]
+            sums = state["sums"][self.group.rank]
+            self.sums = {name: torch.tensor(value) for name, value in sums.items()}
 
     def _open_cache(self, log: Log) -> None:
         recipe, group = self.recipe, self.group

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,15 @@ def test_images_of_an_episode_are_mirrored_one_by_one(shapes: Path, images: Mask
             sides.append(mirrored)
         seen.add(tuple(sides))
     assert len(seen) == 4
+
+
+def test_a_loader_process_of_any_kind_gets_the_same_episodes(shapes: Path, images: MaskSet) -> None:
+    # Where processes are not forked, they get a pickled copy.
+    made = dataset(tiny_recipe(shapes, transform={"kind": "pfenet", "size": 33}), images)
+    copy = pickle.loads(pickle.dumps(made))
+    for number in range(4):
+        assert torch.equal(copy[number].query, made[number].query)
+        assert torch.equal(copy[number].support_mask, made[number].support_mask)
 
 
 def test_reserved_images_are_not_trained_on(shapes: Path, images: MaskSet) -> None:

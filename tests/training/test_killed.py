@@ -20,7 +20,11 @@ from tests.training.shapes import tiny_recipe
 from tests.training.test_loop import EVERYTHING, equal, rows
 
 # Long enough to be killed in the middle, with all that has a state.
-LONG = {**EVERYTHING, "run": {"steps": 14, "batch": 4, "accumulate": 2, "ema": 0.9}}
+LONG = {
+    **EVERYTHING,
+    "log": {"every": 2},
+    "run": {"steps": 14, "batch": 4, "accumulate": 2, "ema": 0.9},
+}
 
 
 def free_port() -> int:

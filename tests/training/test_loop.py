@@ -26,6 +26,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
     "schedule": {"kind": "poly"},
     "validation": {"every": 2, "episodes": 2, "minimum": 20},
     "checkpoints": {"every": 2, "keep": 5},
+    "log": {"every": 3},  # a checkpoint in the middle of what a row sums up
 }
 
 
@@ -191,6 +192,20 @@ def test_the_log_says_what_was_run(shapes: Path, tmp_path: Path) -> None:
     assert about["held_out_pixels"] == "background"
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4]
     assert all(row["total"] > 0 and row["lr"] == 0.01 for row in rows(tmp_path, "train"))
+
+
+@pytest.mark.parametrize("progress", ["bar", "lines"])
+def test_progress_is_shown_on_stderr_or_by_rich(
+    progress: Any, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validation = {"every": 6, "episodes": 2, "minimum": 20}
+    recipe = tiny_recipe(shapes, validation=validation)
+    train(recipe, tmp_path, device="cpu", progress=progress)
+    shown = "".join(capsys.readouterr())
+    assert "effective batch 2: 2 episodes x 1 processes x 1 parts; 6 steps" in shown
+    assert "also show held-out classes, whose pixels are background" in shown
+    assert "step 6/6  validation: miou" in shown
+    assert ("step 4/6  train: total" in shown) == (progress == "lines")
 
 
 def test_tensorboard_has_the_same_figures(shapes: Path, tmp_path: Path) -> None:
