@@ -77,13 +77,12 @@ def prepare_data(
     if images is None:
         if not config.root:
             raise expected("data.root", "the folder of the data set (--data)", "none")
-        images = open_set(config.set, config.root, part=config.part)
+        images = open_set(config.set, config.root, part=config.part, **config.options)
     if validation is None:
         validation = images
         if config.set != "folder":
-            validation = open_set(
-                config.set, config.root or images.root, part=config.validation_part
-            )
+            root, part = config.root or images.root, config.validation_part
+            validation = open_set(config.set, root, part=part, **config.options)
     split = split_classes(config, images, validation)
     names = {**validation.classes, **images.classes}
     learned, reserved = reserve_images(config, images)
@@ -94,7 +93,6 @@ def prepare_data(
         rare = {number for number, members in large.items() if len(members) < wanted}
         large = {number: members for number, members in large.items() if number not in rare}
         shown = {number: members for number, members in shown.items() if number not in rare}
-        split = ClassSplit(tuple(large), split.held_out)
     sampler = make_sampler(large, shown, config, recipe.run.seed, names)
     published, held_out = None, {}
     if recipe.validation.every and recipe.validation.protocol:
@@ -206,7 +204,7 @@ def _published(recipe: Recipe, images: MaskSet, split: ClassSplit) -> PublishedE
         test = images
     elif images.name in protocol.part:
         root = config.root or images.root
-        test = open_set(images.name, root, part=protocol.part[images.name])
+        test = open_set(images.name, root, part=protocol.part[images.name], **config.options)
     else:
         wanted = f"a protocol for {images.name}"
         raise expected("validation.protocol", wanted, repr(protocol.name))

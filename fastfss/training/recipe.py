@@ -70,6 +70,7 @@ class DataConfig:
     Attributes:
         set, root, part: as open_set takes them; `part` is for training, `validation_part` for
             validation.
+        options: the set's own, as open_set takes them.
         folds: how classes are held out: "contiguous" or "interleaved" blocks of four folds,
             "parts" (the classes of `validation_part` are others than those of `part`), "random"
             (`splits` parts, drawn with `split_seed`), or "none".
@@ -98,6 +99,7 @@ class DataConfig:
     root: str = ""
     part: str = "train"
     validation_part: str = "val"
+    options: Mapping[str, Option] = field(default_factory=dict)
     folds: Folds = "contiguous"
     fold: int = 0
     splits: int = 4

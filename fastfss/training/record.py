@@ -41,7 +41,7 @@ def run_record(
         "steps": steps,
         "epochs": round(steps * run.batch / data.sampler.length, 3),
         "trained_parameters": trained,
-        "base_classes": [data.names[number] for number in data.split.base],
+        "base_classes": [data.names[number] for number in data.sampler.large],
         "held_out_classes": [data.names[number] for number in data.split.held_out],
         "images": len(learned),
         "images_that_show_held_out_classes": leaks.images,

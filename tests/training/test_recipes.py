@@ -40,7 +40,13 @@ def tiny(name: str, shapes: Path) -> list[str]:
         f"model.layers={layers}",
         f"model.size={size}",
         *(f"model.options.{key}={value}" for key, value in options.items()),
-        *("data.set=folder", f"data.root={shapes}", "data.folds=random", "data.reserved=0.25"),
+        *(
+            "data.set=folder",
+            f"data.root={shapes}",
+            "data.options={}",
+            "data.folds=random",
+            "data.reserved=0.25",
+        ),
         *("data.minimum=50", "data.skip_rare=true", "data.episodes=60"),
         f"transform.size={size}",
         # Images of their own sizes come one at a time.
