@@ -170,6 +170,8 @@ def test_a_cut_at_random_cannot_be_cached() -> None:
         ("amp-pascal", "data.sampler=query", r'data\.sampler: expected "single"'),
         ("hsnet-pascal", "data.shots=5", r"data\.shots: expected 1"),
         ("ppnet-semantic-pascal", "data.labels=none", r"data\.labels: expected 'base'"),
+        ("ppnet-pascal", "model.options.variant=graph", r"model\.options\.variant: .*not drawn"),
+        ("mlc-pascal", "model.options.latent_classes=50", r"model\.options\.latent_classes"),
         ("ssp-pascal", "model.method=sspp", r"model\.method: expected one of amp"),
     ],
 )
