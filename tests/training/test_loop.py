@@ -18,6 +18,8 @@ from fastfss.training.loop import _Run
 from fastfss.training.processes import Processes
 from tests.training.shapes import tiny_recipe
 
+SLOW = pytest.mark.slow
+
 # Dropout, an average, mixed precision's scaler and accumulated parts: all that has a state.
 EVERYTHING: dict[str, dict[str, Any]] = {
     "model": {"method": "canet", "layers": ["layer2", "layer3"], "options": {"refine_time": 1}},
@@ -63,7 +65,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(_Run, "_step", stopping)
 
 
-@pytest.mark.parametrize("step", range(5))
+@pytest.mark.parametrize("step", [0, 2, 3, *(pytest.param(n, marks=SLOW) for n in (1, 4))])
 def test_a_run_that_was_stopped_at_any_step_goes_on_to_the_same_weights(
     step: int, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
