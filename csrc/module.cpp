@@ -146,10 +146,10 @@ PYBIND11_MODULE(_native, module) {
          const std::optional<TensorView>& norm_weight, const std::optional<TensorView>& norm_bias,
          int64_t stride, int64_t groups, float eps, int threads) {
         const TensorView none{};
-        center_pivot_conv4d({x.value_or(none), pruned.value_or(none),
-                             support_weight.value_or(none), query_weight.value_or(none), bias,
-                             start.value_or(none), out, norm_weight.value_or(none),
-                             norm_bias.value_or(none), stride, groups, eps, threads});
+        center_pivot_conv4d({x.value_or(none), pruned.value_or(none), support_weight.value_or(none),
+                             query_weight.value_or(none), bias, start.value_or(none), out,
+                             norm_weight.value_or(none), norm_bias.value_or(none), stride, groups,
+                             eps, threads});
       },
       py::call_guard<py::gil_scoped_release>());
   module.def("release_workspace", &release_workspace);

@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Union, get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from fastfss.data import MaskLike
 from fastfss.errors import expected, expected_kind
 
 UNSAID = 255
@@ -145,9 +146,8 @@ class Annotation:
 
     def to_json(self) -> str:
         """The marks as JSON; of a mask its run lengths, row by row."""
-        return json.dumps(
-            {"format": "fastfss-annotation-1", "marks": [_plain(m) for m in self.marks]}
-        )
+        marks = [_plain(mark) for mark in self.marks]
+        return json.dumps({"format": "fastfss-annotation-1", "marks": marks})
 
     @staticmethod
     def from_json(text: str) -> Annotation:
@@ -278,3 +278,7 @@ def _mark(plain: dict[str, Any]) -> Mark:
         flat = np.repeat(np.array(values, dtype=np.uint8), lengths)
         mask = torch.from_numpy(flat).view(tuple(plain["size"]))
     return Mark(plain["kind"], bool(plain["positive"]), points, plain.get("width"), mask)
+
+
+# What `fit` takes beside an image.
+SupportMask = Union[MaskLike, Annotation]  # noqa: UP007 (MaskLike may be a string at run time)

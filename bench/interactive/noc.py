@@ -74,7 +74,6 @@ def main() -> None:
         "prototypes, guided": lambda: by_session(model("mlc"), "guided"),
         "prototypes, grabcut": lambda: by_session(model("mlc"), "grabcut"),
         "ssp, grabcut": lambda: by_session(model("ssp"), "grabcut"),
-        "default": lambda: by_session(model("mlc"), "click"),
     }
     rows = []
     for name, start in starts.items():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.compare import compare
 from bench.methods.measuring import measure
 from fastfss import GuidedLate, create_model
 from tests.methods.published_guided import (
@@ -108,6 +109,28 @@ def test_update_after_the_encoder(benchmark: Any, ways: int) -> None:
         return fast.decode(fast.value_scores(of_query, guidance), FRAME)
 
     measure(benchmark, f"guidance, head and decoder, {ways} ways", published, ours)
+
+
+@torch.no_grad()
+def test_a_click_is_cheap_beside_the_encoder(benchmark: Any) -> None:
+    """All that a click costs, to the label map, against a whole forward."""
+    _, fast = models()
+    (image, _), (labels,) = episode(1, FRAME)
+    encoded = fast.encode(image)
+
+    def click() -> Tensor:
+        return fast.segment_from(encoded, fast.support_from([encoded], [labels])).labels
+
+    def forward() -> Tensor:
+        return fast.segment(image, fast.encode_support([image], [labels])).labels
+
+    assert torch.equal(click(), forward())
+    measured = compare({"forward": forward, "click": click}, seconds=15, caches="warm")
+    benchmark.pedantic(click, rounds=3)
+    ratio = measured.ratio("forward", "click")
+    benchmark.extra_info.update(measured.as_dict(), ratio=round(ratio, 1))
+    print(f"\na click at 480 x 854: {measured}")
+    assert ratio > 10
 
 
 @torch.no_grad()

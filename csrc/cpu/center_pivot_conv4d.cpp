@@ -2,17 +2,22 @@
 //   y[a, c] = bias + sum_p w1[p] x[a + p, s c] + sum_p w2[p] x[a, s c + p]
 // and, with a norm, max(0, (y - mean) / sqrt(var + eps) * weight + shift) by group.
 //
-// An implicit matrix product on channels-last maps. A row of the product is a pair (a, c); the rows
+// An implicit matrix product, channels innermost. A row of the product is a pair (a, c); the rows
 // of a tile are neighbours in a row of the query grid at one support position c. So all of them
 // have the same taps over the support inside of the grid, and the others cost nothing (on the 2 x 2
 // grids of HSNet's mixers 5 of 9); taps over the query that fall outside read zeros. A tile is R
 // rows by V vectors of outputs, kept in registers; its operand is broadcast from where it lies, by
 // R pointers. Weights are cut into chunks that stay in the L1 while all tiles of a row use them.
 //
-// HSNet's learner, ResNet-50 at 400 px: 24 GFLOP inside of the grids, 90 ms at the 274 GFLOP/s of
-// one Zen 5 core in float32 (45 ms with vdpbf16ps). Memory: the finest level's correlations, 100 MB
-// in float32, are read once, 27 MB written and normalised in place: 10 ms at 15 GB/s. Measured: see
-// bench/ops/test_center_pivot_conv4d.py.
+// Correlations come as planes, a channel each: the rows of the support that a row of outputs looks
+// at are interleaved into a buffer that fits the L2 (200 KB of HSNet's finest level), in which the
+// window's row is one piece. That is cheaper than a channels-last copy of the whole, 100 MB.
+//
+// HSNet's learner, ResNet-50 at 400 px: 25 GFLOP inside of the grids, 92 ms at the 274 GFLOP/s of
+// one Zen 5 core in float32 (46 ms with vdpbf16ps). Memory: the finest level's correlations, 100 MB
+// in float32, are read once (3 ms at the 37 GB/s of a plain read), 27 MB written, read again and
+// normalised. Measured with the decoder's 2 GFLOP: 164 ms (93 ms); the slowest is the first
+// convolution of the finest level, of four channels, at 90 GFLOP/s. The mixers reach 218 (413).
 #include "fastfss/center_pivot_conv4d.h"
 
 #include <algorithm>
@@ -104,6 +109,7 @@ template <class Dot, class T, int R, int V>
 template <class T>
 struct Map {
   explicit Map(const TensorView& view) : data(view.as<const T>()), view(view) {}
+  // Channel 0 of a position.
   const T* at(int64_t b, int64_t query_row, int64_t query_column, int64_t row,
               int64_t column) const {
     return data + b * view.stride[0] + query_row * view.stride[1] + query_column * view.stride[2] +
@@ -156,13 +162,15 @@ class Convolution {
     if (pruned_) query_weights_ = packed(args.query_weight);
     zeros_ = Buffer<T>(inputs_);
     std::fill_n(zeros_.get(), inputs_, T{});
+    copies_rows_ = x_ && !is_dense(args.x);
   }
 
   void run() {
     const bool norm = args_.norm_weight.data != nullptr;
     // Taps over the query are next to each other in a copy of the positions that are left, padded
     // with zeros; a cache line of the original would give one tap of few channels each.
-    window_ = pruned_ && inputs_ * static_cast<int64_t>(sizeof(T)) <= 64;
+    window_ =
+        pruned_ && (inputs_ * static_cast<int64_t>(sizeof(T)) <= 64 || !is_dense(args_.pruned));
     std::vector<Moments> moments(norm ? batch_ * query_height_ : 0, Moments(outputs_));
     if (window_) pack_window();
     parallel_for(batch_ * query_height_, args_.threads, [&](int64_t begin, int64_t end) {
@@ -180,10 +188,13 @@ class Convolution {
   struct Work {
     explicit Work(const Convolution& of)
         : sums(of.query_width_ * kMostVectors * kWidth),
+          rows(of.copies_rows_ ? of.query_width_ * of.kernel_ * of.x_.view.size[4] * of.inputs_
+                               : 0),
           support_line(of.query_width_),
           query_lines(of.window_ ? of.query_width_
                                  : of.kernel_ * (of.query_width_ + 2 * of.padding_)) {}
     Buffer<float> sums;
+    Buffer<T> rows;  // [wa][k][wb][I], of the support
     std::vector<const T*> support_line, query_lines;
     std::vector<Segment<T, Element>> segments;
   };
@@ -225,8 +236,11 @@ class Convolution {
                   ((y + padding_) * width + x + padding_) * inputs_;
           for (int64_t r = 0; r < height_; ++r) {
             for (int64_t c = 0; c < width_; ++c, to += plane_) {
-              const T* from = inside ? pruned_.at(b, y, x, r, c) : zeros_.get();
-              std::copy_n(from, inputs_, to);
+              if (inside) {
+                interleave(pruned_.at(b, y, x, r, c), args_.pruned, 1, to);
+              } else {
+                std::fill_n(to, inputs_, T{});
+              }
             }
           }
         }
@@ -234,11 +248,58 @@ class Convolution {
     });
   }
 
+  bool is_dense(const TensorView& view) const {
+    return view.size[5] == inputs_ && (view.stride[5] == 1 || inputs_ == 1);
+  }
+
+  // `count` neighbouring columns of the support, channels together; channels that the map lacks
+  // are zero.
+  void interleave(const T* from, const TensorView& view, int64_t count, T* to) const {
+    const int64_t channels = view.size[5], column = view.stride[4], channel = view.stride[5];
+    if (channels < inputs_) std::fill_n(to, count * inputs_, T{});
+    const auto run = [&]<int kChannels>() {  // known, so that the compiler makes shuffles of it
+      for (int64_t c = 0; c < count; ++c) {
+#pragma GCC unroll 8
+        for (int i = 0; i < kChannels; ++i) to[c * kChannels + i] = from[c + i * channel];
+      }
+    };
+    if (column == 1 && channels == inputs_ && inputs_ <= 8) {
+      return with_constant<8>(static_cast<int>(channels), run);
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      for (int64_t i = 0; i < channels; ++i) to[c * inputs_ + i] = from[c * column + i * channel];
+    }
+  }
+
+  // The rows of the support under the window of a row of outputs.
+  void copy_rows(Work& work, int64_t b, int64_t query_row, int64_t row) const {
+    const TensorView& view = x_.view;
+    const int64_t top = row * args_.stride - padding_;
+    const int64_t first = std::max<int64_t>(0, -top), last = std::min(kernel_, view.size[3] - top);
+    const bool joined = view.stride[3] == view.size[4] * view.stride[4];
+    for (int64_t a = 0; a < query_width_; ++a) {
+      T* to = work.rows.get() + (a * kernel_ + first) * view.size[4] * inputs_;
+      const T* from = x_.at(b, query_row, a, top + first, 0);
+      if (joined) {
+        interleave(from, view, (last - first) * view.size[4], to);
+        continue;
+      }
+      for (int64_t y = first; y < last; ++y) {
+        interleave(from, view, view.size[4], to);
+        from += view.stride[3];
+        to += view.size[4] * inputs_;
+      }
+    }
+  }
+
   void convolve_row(Work& work, int64_t b, int64_t query_row, Moments* moments) const {
     for (int64_t a = 0; x_ && a < query_width_; ++a) {
-      work.support_line[a] = x_.at(b, query_row, a, 0, 0);
+      work.support_line[a] = copies_rows_
+                                 ? work.rows.get() + a * kernel_ * x_.view.size[4] * inputs_
+                                 : x_.at(b, query_row, a, 0, 0);
     }
     for (int64_t row = 0; row < height_; ++row) {
+      if (copies_rows_) copy_rows(work, b, query_row, row);
       for (int64_t column = 0; column < width_; ++column) {
         if (pruned_) set_query_lines(work, b, query_row, row, column);
         in_groups<kMostVectors>(vectors_, [&](int64_t first, int vectors) {
@@ -261,7 +322,9 @@ class Convolution {
     if (window_) {
       const T* plane = windows_.get() + ((b * height_ + row) * width_ + column) * plane_;
       const int64_t width = query_width_ + 2 * padding_;
-      for (int64_t a = 0; a < query_width_; ++a) *line++ = plane + (query_row * width + a) * inputs_;
+      for (int64_t a = 0; a < query_width_; ++a) {
+        *line++ = plane + (query_row * width + a) * inputs_;
+      }
       return;
     }
     for (int64_t y = query_row - padding_; y <= query_row + padding_; ++y) {
@@ -288,17 +351,21 @@ class Convolution {
 
   template <int V>
   void add_support_segments(Work& work, int64_t first, int64_t row, int64_t column) const {
-    const Element* weights =
-        support_weights_.get() + first * kWidth * kernel_ * kernel_ * inputs_;
+    const Element* weights = support_weights_.get() + first * kWidth * kernel_ * kernel_ * inputs_;
     const int64_t left = column * args_.stride - padding_, top = row * args_.stride - padding_;
     const int64_t from = std::max<int64_t>(0, -left);
     const int64_t to = std::min(kernel_, x_.view.size[4] - left);
-    const bool dense = x_.view.stride[4] == inputs_;  // a row of the window in one piece
-    for (int64_t y = std::max<int64_t>(0, -top); y < std::min(kernel_, x_.view.size[3] - top); ++y) {
-      const int64_t offset = (top + y) * x_.view.stride[3] + left * x_.view.stride[4];
+    // From one column or row of the support to the next; the buffer begins at the window's top.
+    const int64_t column_step = copies_rows_ ? inputs_ : x_.view.stride[4];
+    const int64_t row_step = copies_rows_ ? x_.view.size[4] * inputs_ : x_.view.stride[3];
+    const int64_t origin = copies_rows_ ? 0 : top;
+    const bool dense = column_step == inputs_;  // a row of the window in one piece
+    for (int64_t y = std::max<int64_t>(0, -top); y < std::min(kernel_, x_.view.size[3] - top);
+         ++y) {
+      const int64_t offset = (origin + y) * row_step + left * column_step;
       const int64_t step = dense ? to - from : 1;
       for (int64_t tap = from; tap < to; tap += step) {
-        add<V>(work, work.support_line.data(), offset + tap * x_.view.stride[4], weights,
+        add<V>(work, work.support_line.data(), offset + tap * column_step, weights,
                y * kernel_ + tap, step);
       }
     }
@@ -436,7 +503,7 @@ class Convolution {
   const Map<T> x_, pruned_;
   int64_t batch_, query_height_, query_width_, height_, width_, outputs_;
   int64_t inputs_, kernel_, padding_, units_, vectors_;
-  bool window_ = false;
+  bool window_ = false, copies_rows_ = false;
   int64_t plane_ = 0;
   Buffer<Element> support_weights_, query_weights_;
   Buffer<T> zeros_, windows_;

@@ -67,7 +67,9 @@ def with_blank_border(
         for side, axis in ((height, 2), (width, 3))
     )
     border = blank.index_select(2, rows).index_select(3, columns)
-    whole = border.repeat(images.shape[0], 1, 1, 1)
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if last else torch.contiguous_format
+    whole = border.repeat(images.shape[0], 1, 1, 1).contiguous(memory_format=order)
     inside = slice(_BEYOND, -_BEYOND)
     whole[:, :, inside, inside] = x + constant.to(x.dtype)[:, None, None]
     return whole

@@ -36,10 +36,8 @@ def next_click(
         raise expected("predicted", f"the truth's size {truth.shape}", str(predicted.shape))
     counted = np.ones_like(truth) if ignored is None else ~ignored
     best: tuple[float, int, int, bool] | None = None
-    for positive, wrong in (
-        (True, truth & ~predicted & counted),
-        (False, predicted & ~truth & counted),
-    ):
+    sides = ((True, truth & ~predicted & counted), (False, predicted & ~truth & counted))
+    for positive, wrong in sides:
         if not wrong.any():
             continue
         depth = distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -64,8 +64,7 @@ def grabcut(image: Tensor, probability: Tensor, annotation: Tensor) -> Tensor:
     1/2 are what the colour models are first made of. At most 320 pixels a side, then enlarged and
     put together with the probability's own edges.
     """
-    import cv2
-
+    cv2: Any = import_extra("cv2", extra="interactive", purpose="the refinement grabcut")
     height, width = probability.shape
     scale = min(1.0, GRABCUT_SIDE / max(height, width))
     small = (max(8, round(height * scale)), max(8, round(width * scale)))
@@ -79,7 +78,7 @@ def grabcut(image: Tensor, probability: Tensor, annotation: Tensor) -> Tensor:
     inside = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
     if inside.all() or not inside.any():
         return _said(probability.float(), annotation)
-    models = np.zeros((2, 1, 65))
+    models = np.zeros((2, 1, 65))  # of background and object
     cv2.setRNGSeed(0)  # its colour models begin at random
     cv2.grabCut(
         np.ascontiguousarray(pixels),
@@ -90,10 +89,9 @@ def grabcut(image: Tensor, probability: Tensor, annotation: Tensor) -> Tensor:
         GRABCUT_ROUNDS,
         cv2.GC_INIT_WITH_MASK,
     )
-    found = torch.from_numpy(
-        ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.float32)
-    )
-    large = F.interpolate(found[None, None], (height, width), mode="bilinear")[0, 0]
+    inside = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    found = torch.from_numpy(inside.astype(np.float32))[None, None]
+    large = F.interpolate(found, (height, width), mode="bilinear")[0, 0]
     return _said(large, annotation)
 
 

@@ -236,7 +236,9 @@ class InteractiveSession:
         mask = annotation_mask(annotation, self.size, unsaid=self.unsaid, width=self.width)
         framed = frame_mask(mask[None], self.model.frame, self.model.size)
         own = self.model.support_from([self.features], [framed.to(self.model.device)])
-        return own if support is None else own.merge(support.to(self.model.device))
+        if support is None:
+            return own
+        return self.model.named(own, support.name).merge(support.to(self.model.device))
 
     def _segment(self) -> Result:
         started = time.perf_counter()

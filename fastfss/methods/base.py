@@ -7,7 +7,7 @@ import hashlib
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastfss.annotation import Annotation, annotation_mask
-from fastfss.data import ImageLike, MaskLike, read_image, read_mask
+from fastfss.annotation import Annotation, SupportMask, annotation_mask
+from fastfss.data import ImageLike, read_image, read_mask
 from fastfss.encoders import Encoder, load_encoder
 from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import CheckpointError, expected
@@ -336,7 +336,7 @@ class FewShotSegmenter(nn.Module):
     @torch.no_grad()
     def fit(
         self,
-        shots: Iterable[tuple[ImageLike, MaskLike | Annotation]],
+        shots: Iterable[tuple[ImageLike, SupportMask]],
         *,
         name: str = "object",
         mask_value: int | None = None,
@@ -370,7 +370,7 @@ class FewShotSegmenter(nn.Module):
 
     def read_shots(
         self,
-        shots: Iterable[tuple[ImageLike, MaskLike | Annotation]],
+        shots: Iterable[tuple[ImageLike, SupportMask]],
         mask_value: int | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The support images (1, 3, h, w) and masks (1, h', w') of `fit`, as encode_support's.
@@ -414,6 +414,15 @@ class FewShotSegmenter(nn.Module):
                 encoder or other weights.
         """
         self._warn_if_random()
+        return self._predicted(query, task, lambda _image, tasks: self.segment)
+
+    def _predicted(
+        self,
+        query: ImageLike,
+        task: Task | Sequence[Task],
+        segmenter: Callable[[Tensor, Sequence[Task]], Callable[..., Prediction]],
+    ) -> Result:
+        """`predict`, by what `segmenter` makes of the image, uint8 (3, H, W), and the tasks."""
         tasks = [task] if isinstance(task, Task) else list(task)
         for one in tasks:
             self.check_task(one)
@@ -421,11 +430,12 @@ class FewShotSegmenter(nn.Module):
         image = read_image(query, argument="query")
         size = (image.shape[1], image.shape[2])
         tasks = [one.to(self.device) for one in tasks]
+        segment = segmenter(image, tasks)
         whole, region = frame_size(*size, self.frame, self.size)
         if region == whole:
-            prediction = self.segment(self.prepare(image), tasks, output_size=size)
+            prediction = segment(self.prepare(image), tasks, output_size=size)
         else:
-            prediction = self.segment(self.prepare(image), tasks).of_region(region, size)
+            prediction = segment(self.prepare(image), tasks).of_region(region, size)
         return Result.from_probabilities(
             prediction.probabilities[0],
             prediction.labels[0],

@@ -32,6 +32,7 @@ class FCN32s(GuidedSegmenter):
         ("fcn_vgg16", "fcn_vgg16_lite"),
         "three golden cases of 21 and 2 classes",
     )
+    head_keys = ("head.weight",)
     few_shot = False
 
     def __init__(

@@ -55,7 +55,7 @@ def card(title: str, encoders: tuple[str, ...], parity: str) -> MethodInfo:
     return MethodInfo(
         title=title,
         paper=_PAPER,
-        venue="arXiv 2018",
+        venue="2018",
         arxiv="1806.07373",
         encoders=encoders,
         parity=parity,
@@ -73,7 +73,7 @@ class GuidedSegmenter(FewShotSegmenter):
     """
 
     published_keys = GUIDED_KEYS
-    head_keys = ("head.",)
+    head_keys = ("head.fc7.",)  # other networks call their classifier "head"
     # Fixed kernels, and the guidance that a model had when it was saved.
     ignored_keys = ("decoder.weight", "anno_enc.weight", "z", "num_z")
 

@@ -6,7 +6,6 @@ Segmentation", ICLR workshop 2018 (co-FCN), as in their guided networks, arXiv 1
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -128,4 +127,6 @@ def annotated_copy(encoder: Encoder) -> FCNVGG:
     """A copy of an encoder that takes the two channels of an annotation beside the image."""
     if not isinstance(encoder, FCNVGG):
         raise expected("encoder", "fcn_vgg16 or fcn_vgg16_lite", encoder.name)
-    return copy.deepcopy(encoder).annotate_(VALUES)
+    twin = FCNVGG(encoder.name).truncate_(encoder.features[-1].name)
+    twin.load_state_dict(encoder.state_dict())
+    return twin.to(next(encoder.parameters())).train(encoder.training).annotate_(VALUES)

@@ -103,6 +103,8 @@ def one_hot(
     dtype: torch.dtype,
 ) -> Tensor:  # (B, values, H, W)
     """Channel k is 1 where the mask is k; what nothing is said of, 255, is 0 in every channel."""
+    if masks.dtype == torch.bool:
+        masks = masks.byte()
     numbers = torch.arange(values, device=masks.device, dtype=masks.dtype)
     return (masks.unsqueeze(1) == numbers[:, None, None]).to(dtype)
 

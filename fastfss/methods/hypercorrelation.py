@@ -39,7 +39,7 @@ class Hypercorrelation(ABC):
     @abstractmethod
     def fill(
         self,
-        out: Tensor,  # (B, rows, wa, hb, wb, L): zeros, or what an earlier call left
+        out: Tensor,  # (B, L, rows, wa, hb, wb): zeros, or what an earlier call left
         start: int,
     ) -> None:
         """Write the correlations of the query's rows from `start` on."""
@@ -75,10 +75,9 @@ class Level(Hypercorrelation):
 
     def fill(self, out: Tensor, start: int) -> None:
         """Write rows of the query; what is outside of the object's box stays as it is: 0."""
-        queries = [q[:, :, start : start + out.shape[1]] for q in self.queries]
+        queries = [q[:, :, start : start + out.shape[2]] for q in self.queries]
         supports = [s[:, :, self._box[0], self._box[1]] for s in self.supports]
-        found = dense_correlation(queries, supports)
-        out[:, :, :, self._box[0], self._box[1]] = found.permute(0, 2, 3, 4, 5, 1)
+        out[..., self._box[0], self._box[1]] = dense_correlation(queries, supports)
 
     @cached_property
     def _box(self) -> tuple[slice, slice]:

@@ -5,15 +5,19 @@ Wang et al.: "Iterative Few-shot Semantic Segmentation from Image Label Text", I
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastfss.data import ImageLike
 from fastfss.encoders import Encoder
+from fastfss.encoders.pointwise import pointwise
 from fastfss.errors import expected
 from fastfss.methods.features import Features, map_of
 from fastfss.methods.hypercorrelation import HypercorrelationEncoder, decoders
@@ -23,10 +27,13 @@ from fastfss.methods.mutual_level import MutualLevel
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.shots import Images
 from fastfss.methods.stacked import apart
+from fastfss.result import Result
 from fastfss.task import Task
 from fastfss.weights import KeyMap
 
 QueryMap = Literal["given", "uniform"]
+# (image, labels) -> maps: of uint8 (3, H, W) and N labels, (N, h, w) in [0, 1].
+LabelMaps = Callable[[Tensor, Sequence[str]], Tensor]
 WIDTH, MIDDLE = 128, 512  # channels of the state, and of the middle features
 STATE_GRID = 50
 
@@ -79,6 +86,10 @@ class IMRHSNet(LevelPyramid):
         fusion: of several shots, as in HSNet.
         memory_mib: how much memory the correlations of the shots and ways that are segmented
             together may take; at least one is.
+
+    Attributes:
+        label_maps: a function that makes the activation maps (N, h, w) of N labels in an image,
+            uint8 (3, H, W); `predict` asks it for those of the tasks' names. None at first.
     """
 
     method = "imr-hsnet"
@@ -117,6 +128,7 @@ class IMRHSNet(LevelPyramid):
         if query_map not in ("given", "uniform"):
             raise expected("query_map", "one of given, uniform", repr(query_map))
         self.stages, self.query_map = stages, query_map
+        self.label_maps: LabelMaps | None = None
         widths = {encoder.info(name).channels for name in self.levels[1]}
         if len(widths) != 1:
             came = ", ".join(map(str, sorted(widths)))
@@ -184,6 +196,37 @@ class IMRHSNet(LevelPyramid):
         tasks = self.checked_ways(task, features.batch)
         shots = self.shot_logits(features, tasks, output_size or features.size, query_map)
         return Prediction.from_pairs([self.fused(one) for one in shots])
+
+    @torch.no_grad()
+    def predict(
+        self,
+        query: ImageLike,
+        task: Task | Sequence[Task],
+        *,
+        query_map: Tensor | np.ndarray | None = None,
+    ) -> Result:
+        """Segment one image of any size; see FewShotSegmenter.predict.
+
+        Args:
+            query, task: as in FewShotSegmenter.
+            query_map: (N, h, w) in [0, 1], of any size: the activation map of each task's label in
+                the whole image, or (h, w) for one task; by default what `label_maps` makes.
+
+        Raises:
+            ValueError: as in FewShotSegmenter and `segment`.
+        """
+        self._warn_if_random()
+
+        def segmenter(image: Tensor, tasks: Sequence[Task]) -> Callable[..., Prediction]:
+            maps = query_map
+            if maps is None and self.label_maps is not None:
+                maps = self.label_maps(image, [one.name for one in tasks])
+            if maps is not None:
+                maps = torch.as_tensor(maps, device=self.device)
+                maps = maps.view(1, *((1,) if maps.ndim == 2 else ()), *maps.shape)
+            return partial(self.segment, query_map=maps)
+
+        return self._predicted(query, task, segmenter)
 
     def shot_logits(
         self,
@@ -334,7 +377,7 @@ class IMRHSNet(LevelPyramid):
         convs = [self._conv(gate, 0) for gate in "zrh"]
         weight = torch.cat([one.weight for one in convs])[:, 1 + WIDTH : 1 + WIDTH + MIDDLE]
         bias = torch.cat([one.bias for one in convs if one.bias is not None])
-        return _resized(F.conv2d(middle, weight, bias), size)
+        return _resized(pointwise(middle, weight, bias), size)
 
     def _next_state(
         self, activation: Tensor, encoded: Tensor, state: Tensor, fixed: Tensor
@@ -351,7 +394,7 @@ class IMRHSNet(LevelPyramid):
     def _gate(self, gate: str, inputs: Tensor, fixed: Tensor) -> Tensor:
         weight = self._conv(gate, 0).weight
         changing = torch.cat([weight[:, : 1 + WIDTH], weight[:, 1 + WIDTH + MIDDLE :]], dim=1)
-        first, second = (fixed + F.conv2d(inputs, changing)).chunk(2, dim=1)
+        first, second = (fixed + pointwise(inputs, changing)).chunk(2, dim=1)
         return torch.cat([self._conv(gate, 1)(first), self._conv(gate, 2)(second)], dim=1)
 
     def _conv(self, gate: str, number: int) -> nn.Conv2d:

@@ -151,6 +151,7 @@ class InteractiveEarly(GuidedSegmenter):
         ("fcn_vgg16", "fcn_vgg16_lite"),
         "four golden cases: dense and sparse",
     )
+    head_keys = ("head.weight",)
     few_shot = False
     cheap_update = False  # the annotation goes through the encoder
 

@@ -29,7 +29,7 @@ class MutualLevel(Hypercorrelation):
     """One level of P pairs of images; the first P items have the query's side first.
 
     Attributes:
-        product: (2 P, h, w, h, w, L), C of each pair and then its transposes; only P of them for
+        product: (2 P, L, h, w, h, w), C of each pair and then its transposes; only P of them for
             the query's side alone.
         norms: (2 P, L, h, w), of the queries' maps and then of the supports'.
         masks: (2 P, 1, h, w), as norms.
@@ -44,14 +44,14 @@ class MutualLevel(Hypercorrelation):
         """The level of L maps (P, C_l, h, w) of each side, unmasked."""
         first = queries[0]
         pairs, _, height, width = first.shape
-        product = first.new_empty(2 * pairs, height, width, height, width, len(queries))
+        product = first.new_empty(2 * pairs, len(queries), height, width, height, width)
         row = pairs * width * height * width * len(queries) * first.element_size()
         rows = min(height, max(1, _PART_BYTES // row))
         for start in range(0, height, rows):
             part = slice(start, start + rows)
             found = dense_correlation([q[:, :, part] for q in queries], supports, eps=EPS)
-            product[:pairs, part] = found.permute(0, 2, 3, 4, 5, 1)
-            product[pairs:, :, :, part] = found.permute(0, 4, 5, 2, 3, 1)
+            product[:pairs, :, part] = found
+            product[pairs:, ..., part, :] = found.permute(0, 1, 4, 5, 2, 3)
         norms = [torch.cat([q, s]).norm(dim=1) for q, s in zip(queries, supports, strict=True)]
         masks = first.new_ones(2 * pairs, 1, height, width)
         return MutualLevel(product, torch.stack(norms, dim=1), masks)
@@ -59,7 +59,7 @@ class MutualLevel(Hypercorrelation):
     @property
     def shape(self) -> tuple[int, int, int, int, int, int]:
         """(B, L, h, w, h, w), B being 2 P, or P for the query's side alone."""
-        batch, ha, wa, hb, wb, layers = self.product.shape
+        batch, layers, ha, wa, hb, wb = self.product.shape
         return batch, layers, ha, wa, hb, wb
 
     def masked(
@@ -76,19 +76,17 @@ class MutualLevel(Hypercorrelation):
     def correlations(self) -> Tensor:
         """(B, L, h, w, h, w)."""
         own, other = self._factors()
-        product = self.product * own[:, :, :, None, None] * other[:, None, None]
-        return product.permute(0, 5, 1, 2, 3, 4)
+        return self.product * own[..., None, None] * other[:, :, None, None]
 
     def fill(self, out: Tensor, start: int) -> None:
         """Write rows of the first side."""
         own, other = self._factors()
-        part = slice(start, start + out.shape[1])
-        torch.mul(self.product[:, part], other[:, None, None], out=out)
-        out *= own[:, part, :, None, None]
+        part = slice(start, start + out.shape[2])
+        torch.mul(self.product[:, :, part], other[:, :, None, None], out=out)
+        out *= own[:, :, part, :, None, None]
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        """a of the first side and of the second, (B, h, w, L) each."""
+        """a of the first side and of the second, (B, L, h, w) each."""
         seen = self.masks * (self.norms + EPS) / (self.masks * self.norms + EPS)
-        last = seen.permute(0, 2, 3, 1)
-        pairs, batch = len(last) // 2, len(self.product)
-        return last[:batch], torch.cat([last[pairs:], last[:pairs]])[:batch]
+        batch = len(self.product)
+        return seen[:batch], seen.roll(len(seen) // 2, dims=0)[:batch]

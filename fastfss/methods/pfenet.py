@@ -235,6 +235,14 @@ class PFENet(FewShotSegmenter):
 
     # ---- Query
 
+    def segment(
+        self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
+    ) -> Prediction:
+        """Segment query images of 8 n + 1 pixels a side; see FewShotSegmenter.segment."""
+        tasks = self.ways_of(query, task)
+        _check_sides("query", query)
+        return self.segment_from(self.encode(query), tasks, output_size)
+
     def segment_from(
         self,
         features: Features,

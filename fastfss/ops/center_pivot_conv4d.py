@@ -194,13 +194,12 @@ def _output(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return x.new_empty(batch, ha, wa, -(-hb // stride), -(-wb // stride), weight.shape[0])
 
 
-def native_maps(last: Tensor) -> Tensor:
-    """Maps (..., I) as the native code takes them: an even number of channels in bfloat16."""
-    return F.pad(last, (0, 1)) if last.dtype == torch.bfloat16 and last.shape[-1] % 2 else last
+# Of up to so many bytes of channels, planes of one each are interleaved as they are read.
+_INTERLEAVED_BYTES = 64
 
 
 def native_weights(weight: Tensor) -> Tensor:
-    """Weights (O, I, k, k) for `native_maps`."""
+    """Weights (O, I, k, k) for the native code: an even number of channels in bfloat16."""
     odd = weight.dtype == torch.bfloat16 and weight.shape[1] % 2
     return (F.pad(weight, (0, 0, 0, 0, 0, 1)) if odd else weight).contiguous()
 
@@ -221,7 +220,9 @@ def _native_block(
     out = _output(x, query_weight, stride)
     if out.numel() == 0:
         return out.permute(0, 5, 1, 2, 3, 4)
-    last = native_maps(x.permute(0, 2, 3, 4, 5, 1)).contiguous()
+    last = x.permute(0, 2, 3, 4, 5, 1)
+    if x.shape[1] * x.element_size() > _INTERLEAVED_BYTES or x.stride(5) != 1:
+        last = last.contiguous()
     pruned = last[:, :, :, ::stride, ::stride]
     for_query, for_support = native_weights(query_weight), native_weights(support_weight)
     bias = query_bias.float() + support_bias.float()

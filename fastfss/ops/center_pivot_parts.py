@@ -18,7 +18,7 @@ from fastfss.ops.center_pivot_conv4d import native_weights
 
 _PART_BYTES = 16 << 20
 
-# (out, start): writes query rows start, start + 1, ... into out (B, rows, wa, hb, wb, I), which
+# (out, start): writes query rows start, start + 1, ... into out (B, I, rows, wa, hb, wb), which
 # holds zeros or what an earlier call left.
 Fill = Callable[[Tensor, int], None]
 
@@ -47,11 +47,10 @@ def center_pivot_block_in_parts(
     batch, inputs, height, width, *support = shape
     grid = [-(-side // stride) for side in support]
     native = _native_call.why_not_native(query_weight) is None
-    channels = inputs + (inputs % 2 if native and query_weight.dtype == torch.bfloat16 else 0)
-    row = batch * width * math.prod(support) * channels * query_weight.element_size()
-    rows = min(height, max(1, _PART_BYTES // row))
-    memory = query_weight.new_zeros(batch, rows, width, *support, channels)
-    pruned = query_weight.new_empty(batch, height, width, *grid, channels)
+    row = batch * inputs * width * math.prod(support) * query_weight.element_size()
+    rows = min(height, max(1, _PART_BYTES // max(1, row)))
+    memory = query_weight.new_zeros(batch, inputs, rows, width, *support)
+    pruned = query_weight.new_empty(batch, inputs, height, width, *grid)
     outputs = query_weight.shape[0]
     sums = query_weight.new_empty(
         *(batch, height, width, *grid, outputs), dtype=torch.float32 if native else None
@@ -60,23 +59,24 @@ def center_pivot_block_in_parts(
     weight = native_weights(support_weight) if native else support_weight
     for start in range(0, height, rows):
         part = slice(start, min(start + rows, height))
-        last = memory[:, : part.stop - start]
-        fill(last[..., :inputs], start)
-        pruned[:, part] = last[:, :, :, ::stride, ::stride]
+        maps = memory[:, :, : part.stop - start]
+        fill(maps, start)
+        pruned[:, :, part] = maps[..., ::stride, ::stride]
+        last = maps.permute(0, 2, 3, 4, 5, 1)
         if native:
             _convolve(last, None, weight, None, bias.float(), None, sums[:, part], None, stride)
         else:
             sums[:, part] = over_support(last.contiguous(), weight, bias, stride)
     if not native:
-        sums += over_query(pruned.permute(0, 3, 4, 1, 2, 5).contiguous(), query_weight)
-        out = sums.permute(0, 5, 1, 2, 3, 4)
-        return group_norm4d(out, norm_weight, norm_bias, groups, eps).relu_()
+        sums += over_query(pruned.permute(0, 4, 5, 2, 3, 1).contiguous(), query_weight)
+        convolved = sums.permute(0, 5, 1, 2, 3, 4)
+        return group_norm4d(convolved, norm_weight, norm_bias, groups, eps).relu_()
     single = query_weight.dtype == torch.float32
-    last = sums if single else torch.empty_like(sums, dtype=query_weight.dtype)
+    out = sums if single else torch.empty_like(sums, dtype=query_weight.dtype)
     norm = (norm_weight.float(), norm_bias.float(), groups, eps)
-    none = sums.new_zeros(outputs)
-    _convolve(None, pruned, None, native_weights(query_weight), none, sums, last, norm, stride)
-    return last.permute(0, 5, 1, 2, 3, 4)
+    none, last = sums.new_zeros(outputs), pruned.permute(0, 2, 3, 4, 5, 1)
+    _convolve(None, last, None, native_weights(query_weight), none, sums, out, norm, stride)
+    return out.permute(0, 5, 1, 2, 3, 4)
 
 
 def _convolve(

@@ -97,7 +97,8 @@ def evaluate_clicks(
         since = time.perf_counter()
         session = start(images.image(item))
         starting += time.perf_counter() - since
-        found, curve = np.zeros_like(truth), []
+        found = np.zeros_like(truth)
+        curve: list[float] = []
         while len(curve) < clicks:
             where = next_click(found, truth, ignored)
             if where is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fastfss.training.feature_cache import FeatureCache, build_cache
-from fastfss.training.loop import TrainingResult, build_model, train
+from fastfss.training.loop import TrainingResult, train
+from fastfss.training.models import build_model
 from fastfss.training.recipe import Recipe
 from fastfss.training.recipe_files import list_recipes, load_recipe, recipe_digest, recipe_from
 

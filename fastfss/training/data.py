@@ -11,12 +11,20 @@ from torch.utils.data import Sampler as BatchSampler
 
 from fastfss.data.sets import Item, MaskSet, open_set
 from fastfss.errors import expected
+from fastfss.protocols import (
+    EpisodeList,
+    LeakReport,
+    Protocol,
+    check_leaks,
+    draw_episodes,
+    fold_classes,
+    get_protocol,
+)
+from fastfss.protocols.leaks import LeakRule
 from fastfss.training.activations import ActivationMaps
 from fastfss.training.episodes import ClassSplit
 from fastfss.training.recipe import DataConfig, Recipe
 from fastfss.training.samplers import Sampler, make_sampler
-
-_FOLDS = 4  # of the published splits
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class TrainingData:
         held_out: class -> images of `validation` that serve to measure it.
         names: of the classes.
         activations: maps of labels, where the recipe names a folder.
+        published: the episodes of a published protocol, where validation is by one.
     """
 
     images: MaskSet
@@ -39,6 +48,16 @@ class TrainingData:
     held_out: Mapping[int, tuple[int, ...]]
     names: Mapping[int, str]
     activations: ActivationMaps | None = None
+    published: PublishedEpisodes | None = None
+
+
+@dataclass(frozen=True)
+class PublishedEpisodes:
+    """A fold's episodes by a published protocol, and the set that they are of."""
+
+    protocol: Protocol
+    images: MaskSet
+    episodes: EpisodeList
 
 
 def prepare_data(
@@ -58,13 +77,12 @@ def prepare_data(
     if images is None:
         if not config.root:
             raise expected("data.root", "the folder of the data set (--data)", "none")
-        images = open_set(config.set, config.root, part=config.part)
+        images = open_set(config.set, config.root, part=config.part, **config.options)
     if validation is None:
         validation = images
         if config.set != "folder":
-            validation = open_set(
-                config.set, config.root or images.root, part=config.validation_part
-            )
+            root, part = config.root or images.root, config.validation_part
+            validation = open_set(config.set, root, part=part, **config.options)
     split = split_classes(config, images, validation)
     names = {**validation.classes, **images.classes}
     learned, reserved = reserve_images(config, images)
@@ -75,15 +93,32 @@ def prepare_data(
         rare = {number for number, members in large.items() if len(members) < wanted}
         large = {number: members for number, members in large.items() if number not in rare}
         shown = {number: members for number, members in shown.items() if number not in rare}
-        split = ClassSplit(tuple(large), split.held_out)
     sampler = make_sampler(large, shown, config, recipe.run.seed, names)
-    held_out = _held_out(recipe, validation, split, reserved)
+    published, held_out = None, {}
+    if recipe.validation.every and recipe.validation.protocol:
+        published = _published(recipe, images, split)
+    elif recipe.validation.every:
+        held_out = _held_out(recipe, validation, split, reserved)
     activations = ActivationMaps(config.activations) if config.activations else None
     if activations is not None:
         for one, members in ((images, large), (validation, held_out)):
             for number, place in ((c, n) for c, numbers in members.items() for n in numbers):
                 activations.path(one.items[place], number)
-    return TrainingData(images, validation, split, sampler, held_out, names, activations)
+    return TrainingData(images, validation, split, sampler, held_out, names, activations, published)
+
+
+def leaks_of(recipe: Recipe, data: TrainingData) -> LeakReport:
+    """What the images that are learned from show of the held-out classes.
+
+    Raises:
+        ValueError: a held-out class is learned.
+    """
+    learned = {number for members in data.sampler.large.values() for number in members}
+    rule: LeakRule = recipe.data.held_out
+    test = data.validation if data.published is None else data.published.images
+    return check_leaks(
+        data.images, data.sampler.large, data.split.held_out, rule, numbers=learned, test=test
+    )
 
 
 def split_classes(config: DataConfig, images: MaskSet, validation: MaskSet) -> ClassSplit:
@@ -97,18 +132,13 @@ def split_classes(config: DataConfig, images: MaskSet, validation: MaskSet) -> C
             wanted = "sets whose parts have other classes"
             raise expected("data.folds", wanted, f"{sorted(both)[0]!r} in both")
         return ClassSplit(tuple(numbers), tuple(sorted(validation.classes)))
-    count = config.splits if config.folds == "random" else _FOLDS
-    if len(numbers) < count:
-        raise expected("data.splits", f"at most {len(numbers)}, the set's classes", str(count))
-    if config.folds == "contiguous":
-        size = len(numbers) // count
-        held_out = numbers[config.fold * size : (config.fold + 1) * size]
+    if config.folds == "random":
+        held_out = fold_classes(
+            numbers, "random", config.fold, folds=config.splits, seed=config.split_seed
+        )
     else:
-        if config.folds == "random":
-            random.Random(f"classes {config.split_seed}").shuffle(numbers)
-        held_out = numbers[config.fold :: count]
-    base = sorted(set(numbers) - set(held_out))
-    return ClassSplit(tuple(base), tuple(sorted(held_out)))
+        held_out = fold_classes(numbers, config.folds, config.fold)
+    return ClassSplit(tuple(sorted(set(numbers) - set(held_out))), held_out)
 
 
 def reserve_images(config: DataConfig, images: MaskSet) -> tuple[frozenset[int], frozenset[int]]:
@@ -167,6 +197,35 @@ def _index(
     return {number: [n for n in members if covers(number, n)] for number, members in found.items()}
 
 
+def _published(recipe: Recipe, images: MaskSet, split: ClassSplit) -> PublishedEpisodes:
+    config, validation = recipe.data, recipe.validation
+    protocol = get_protocol(validation.protocol)
+    if images.name == "folder":
+        test = images
+    elif images.name in protocol.part:
+        root = config.root or images.root
+        test = open_set(images.name, root, part=protocol.part[images.name], **config.options)
+    else:
+        wanted = f"a protocol for {images.name}"
+        raise expected("validation.protocol", wanted, repr(protocol.name))
+    episodes = draw_episodes(
+        protocol,
+        test,
+        config.fold,
+        shots=validation.shots,
+        episodes=validation.episodes,
+        splits=config.splits,
+        split_seed=config.split_seed,
+    )
+    learned = sorted(
+        {images.classes[c] for c in split.base} & {test.classes[c] for c in episodes.classes}
+    )
+    if learned:
+        wanted = f"one whose fold {config.fold} tests no class that is learned"
+        raise expected("validation.protocol", wanted, f"{protocol.name!r}, with {learned[0]!r}")
+    return PublishedEpisodes(protocol, test, episodes)
+
+
 def _area(item: Item) -> int:
     if item.size is not None:
         height, width = item.size
@@ -179,8 +238,6 @@ def _held_out(
     recipe: Recipe, validation: MaskSet, split: ClassSplit, reserved: frozenset[int]
 ) -> dict[int, tuple[int, ...]]:
     """Class -> the images that measure it, of classes with enough of them."""
-    if not recipe.validation.every:
-        return {}
     index = validation.index(recipe.validation.minimum)
     allowed = reserved if recipe.data.reserved else frozenset(range(len(validation.items)))
     members = {c: tuple(n for n in index[c] if n in allowed) for c in split.held_out}

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastfss.data.sets import MaskSet
+from fastfss.data.sparse import sparsify
 from fastfss.training.activations import ActivationMaps
 from fastfss.training.feature_cache import FeatureCache
 from fastfss.training.recipe import DataConfig, TransformConfig
 from fastfss.training.samplers import Drawn, Sampler
-from fastfss.training.transforms import IGNORED, is_flipped, make_transform, shrink_maps
+from fastfss.training.transforms import IGNORED, Transform, is_flipped, shrink_maps
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class EpisodeDataset(Dataset[Batch]):
         self.sampler = sampler
         self.data = data
         self.transform = transform
-        self.apply = make_transform(transform)
+        self.apply = Transform(transform)
         self.cache = cache
         self.activations = activations
 
@@ -146,7 +147,7 @@ class EpisodeDataset(Dataset[Batch]):
         def stacked(tensors: Sequence[Tensor], like: Tensor) -> Tensor:  # (1, W, K, ...)
             if not tensors:
                 return like.new_empty((1, ways, 0, *like.shape))
-            return torch.stack(list(tensors)).view(1, ways, shots, *like.shape)
+            return torch.stack(list(tensors)).view(1, ways, shots, *tensors[0].shape)
 
         batch = Batch(
             support=stacked([seen.image for seen in supports], query.image),
@@ -195,6 +196,9 @@ class EpisodeDataset(Dataset[Batch]):
             activation = self.activations.read(self.images.items[image], drawn.classes[0])
         ways = len(drawn.classes)
         labels = stack[-1] if len(stack) > ways else None
+        if not is_query and self.data.points != "dense":
+            count = None if self.data.points == "random" else self.data.points
+            stack = torch.stack([sparsify(one, count, generator) for one in stack[:ways]])
         return _Seen(pixels, stack[:ways], labels, activation, maps)
 
     def _mask(self, image: int, number: int, is_query: bool) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast, get_args
 
@@ -30,7 +31,7 @@ class Log:
         steps: of the whole run.
         start: the step at which this process begins; what a killed process logged beyond it goes.
         tensorboard: whether to write for it.
-        progress: "bar" needs rich; "auto" shows it on a terminal, else lines.
+        progress: "bar" needs rich; "auto" shows it on a terminal where there is rich, else lines.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class Log:
             import_extra("tensorboard", extra="train", purpose="log.tensorboard")
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         if progress == "auto":
-            progress = "bar" if sys.stderr.isatty() else "lines"
+            watched = sys.stderr.isatty() and find_spec("rich") is not None
+            progress = "bar" if watched else "lines"
         self._lines = progress == "lines"
         if progress == "bar":
             rich = import_extra("rich.progress", extra="train", purpose="the progress bar")

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-import fastfss
 from fastfss.atomic import check_writable, write_text_atomically
+from fastfss.data.loading import CachedImages
 from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
-from fastfss.methods import FewShotSegmenter, create_model
 from fastfss.training.checkpoints import (
     FORMAT,
     Checkpoints,
@@ -31,15 +30,18 @@ from fastfss.training.checkpoints import (
 from fastfss.training.data import EpisodeNumbers, prepare_data
 from fastfss.training.ema import MovingAverage
 from fastfss.training.episodes import Batch, EpisodeDataset, joined
-from fastfss.training.feature_cache import CachedEncoder, build_cache, uncached
+from fastfss.training.feature_cache import CachedEncoder, FeatureCache, build_cache, uncached
 from fastfss.training.logs import Log, Progress
+from fastfss.training.models import build_model
 from fastfss.training.optimisers import make_optimiser, rate_factor, set_rate
 from fastfss.training.processes import Processes, processes
 from fastfss.training.recipe import Recipe
-from fastfss.training.recipe_files import deciding, flat, recipe_digest
+from fastfss.training.recipe_files import deciding, recipe_digest
+from fastfss.training.record import run_record, summary
 from fastfss.training.steps import TrainingStep, check_step
 from fastfss.training.validation import validate
 
+_CACHE_REPORT = 200  # images
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -98,31 +100,6 @@ def train(
             log.close()
 
 
-def build_model(recipe: Recipe) -> FewShotSegmenter:
-    """The method that a recipe trains, with the weights that it starts from.
-
-    Raises:
-        ValueError: weights that the recipe leaves to the user.
-    """
-    config = recipe.model
-    if not config.weights:
-        wanted = 'what to start from: "imagenet", "random" or a file (--weights)'
-        raise expected("model.weights", wanted, "nothing")
-    model = create_model(
-        config.method,
-        encoder=config.encoder or None,
-        weights=None if config.weights == "random" else config.weights,
-        layers=config.layers or None,
-        size=config.size,
-        **config.options,
-    )
-    if any(parameter.requires_grad for parameter in model.encoder.parameters()):
-        # What is deeper than the deepest map gets no gradient.
-        names = [feature.name for feature in model.encoder.features]
-        model.encoder.truncate_(max(model.layers, key=names.index))
-    return model
-
-
 @dataclass
 class _State:
     """How far a run has come."""
@@ -153,8 +130,9 @@ class _Run:
         self.checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoints.keep)
         if not resume and (self.checkpoints.newest() or (out / "model.safetensors").exists()):
             raise FileExistsError(f"out: {out} holds a run; --resume goes on with it")
-        out.mkdir(parents=True, exist_ok=True)
-        check_writable(out, "out")
+        if group.first:
+            out.mkdir(parents=True, exist_ok=True)
+            check_writable(out, "out")
         self.data = prepare_data(recipe, images, validation)
         run = recipe.run
         self.steps = run.steps or max(1, round(run.epochs * self.data.sampler.length / run.batch))
@@ -167,17 +145,18 @@ class _Run:
         self.state = _State()
         newest = self.checkpoints.newest() if resume else None
         self.random: dict[str, Any] | None = None
+        self.sums: dict[str, Tensor] = {}  # of the losses since the last row of the log
         if newest is not None:
             self._restore(read_training_state(newest, recipe, self.data.sampler.digest))
-        self.cache = self._open_cache() if recipe.cache.maps != "off" else None
-        if self.cache is not None:
-            self.model.encoder = CachedEncoder(self.model.encoder)
+        self.cache: FeatureCache | None = None
 
     # ---- The loop
 
     def train(self, log: Log) -> TrainingResult:
         """From the state's step to the end."""
         recipe, state = self.recipe, self.state
+        if recipe.cache.maps != "off":
+            self._open_cache(log)
         stepper = self._stepper()
         batches = iter(self._loader())
         self.model.train()
@@ -188,20 +167,19 @@ class _Run:
             # can only begin anew.
             seed_everything(recipe.run.seed, self.group.rank, state.step)
         seconds, episodes = 0.0, 0
-        sums: dict[str, Tensor] = {}
         while state.step < self.steps:
             set_rate(self.optimiser, rate_factor(recipe.schedule, state.step, self.steps))
             since = time.perf_counter()
-            norm = self._step(stepper, batches, sums)
+            norm = self._step(stepper, batches)
             state.step += 1
             episodes += recipe.run.batch
             logged = state.step % recipe.log.every == 0 or state.step == self.steps
-            if logged:
-                sums = {name: value.cpu() for name, value in sums.items()}  # waits for a GPU
+            if logged:  # a GPU is waited for
+                self.sums = {name: value.cpu() for name, value in self.sums.items()}
             seconds += time.perf_counter() - since  # without validation and checkpoints
             if logged:
-                self._log_losses(log, sums, norm, episodes / seconds)
-                seconds, episodes, sums = 0.0, 0, {}
+                self._log_losses(log, norm, episodes / seconds)
+                seconds, episodes, self.sums = 0.0, 0, {}
             every = recipe.validation.every
             if every and (state.step % every == 0 or state.step == self.steps):
                 self._validate(log)
@@ -217,9 +195,7 @@ class _Run:
             tuple((int(step), miou) for step, miou in state.miou),
         )
 
-    def _step(
-        self, stepper: nn.Module, batches: Iterator[Batch], sums: dict[str, Tensor]
-    ) -> Tensor | None:
+    def _step(self, stepper: nn.Module, batches: Iterator[Batch]) -> Tensor | None:
         """One step of the optimiser; adds to `sums`; the gradient's norm where it is clipped."""
         config, device = self.recipe.run, self.group.device
         precision = _DTYPES.get(config.precision)
@@ -232,7 +208,7 @@ class _Run:
                 self.scaler.scale(losses["total"] / config.accumulate).backward()
             for name, value in losses.items():
                 share = value.detach().float() / config.accumulate
-                sums[name] = sums[name] + share if name in sums else share
+                self.sums[name] = self.sums[name] + share if name in self.sums else share
         norm = None
         if self.recipe.optimiser.clip:
             self.scaler.unscale_(self.optimiser)
@@ -263,9 +239,17 @@ class _Run:
         return DistributedDataParallel(step, find_unused_parameters=True)
 
     def _loader(self) -> DataLoader[Batch]:
-        recipe, group = self.recipe, self.group
+        recipe, group, images = self.recipe, self.group, self.data.images
+        if recipe.cache.images_mib:
+            size = recipe.transform.size if recipe.transform.kind == "square" else None
+            images = CachedImages(
+                images,
+                size,
+                memory_mib=recipe.cache.images_mib,
+                mask_resize=recipe.transform.mask_resize,
+            )
         dataset = EpisodeDataset(
-            self.data.images,
+            images,
             self.data.split,
             self.data.sampler,
             recipe.data,
@@ -297,12 +281,10 @@ class _Run:
         if chosen:
             self._save_model(self.out / "best.safetensors")
 
-    def _log_losses(
-        self, log: Log, sums: dict[str, Tensor], norm: Tensor | None, rate: float
-    ) -> None:
+    def _log_losses(self, log: Log, norm: Tensor | None, rate: float) -> None:
         every = self.recipe.log.every
         steps = (self.state.step - 1) % every + 1
-        mine = {name: float(value) / steps for name, value in sums.items()}
+        mine = {name: float(value) / steps for name, value in self.sums.items()}
         all_losses = self.group.gather(mine)
         losses = {name: sum(one[name] for one in all_losses) / len(all_losses) for name in mine}
         values = {"lr": self.optimiser.param_groups[0]["lr"], "episodes_per_s": round(rate, 2)}
@@ -326,6 +308,7 @@ class _Run:
     def _save_checkpoint(self) -> None:
         self.group.share_buffers(self.model)
         random_states = self.group.gather(random_state(self.group.device))
+        sums = self.group.gather({name: float(value) for name, value in self.sums.items()})
         if not self.group.first:
             return
         state = {
@@ -335,19 +318,20 @@ class _Run:
             "step": self.state.step,
             "best": self.state.best,
             "miou": self.state.miou,
-            "sampler": {"digest": self.data.sampler.digest, "next": self._next_episode()},
+            "sampler": {
+                "digest": self.data.sampler.digest,
+                "next": self.state.step * self.recipe.run.batch,
+            },
             "optimiser": self.optimiser.state_dict(),
             "schedule": {"step": self.state.step, "steps": self.steps},
             "scaler": self.scaler.state_dict(),
             "random": random_states,
+            "sums": sums,
             "average": None if self.average is None else self.average.state_dict(),
         }
         with uncached(self.model):
             state["model"] = self.model.state_dict()
         self.checkpoints.save(self.state.step, state)
-
-    def _next_episode(self) -> int:
-        return self.state.step * self.recipe.run.batch
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -358,24 +342,30 @@ class _Run:
         self.state = _State(state["step"], state["best"], state["miou"])
         if len(state["random"]) == self.group.count:
             self.random = state["random"][self.group.rank]
+            sums = state["sums"][self.group.rank]
+            self.sums = {name: torch.tensor(value) for name, value in sums.items()}
 
-    def _open_cache(self) -> Any:
+    def _open_cache(self, log: Log) -> None:
         recipe, group = self.recipe, self.group
-        folder = Path(recipe.cache.folder) if recipe.cache.folder else self.out / "maps"
-        numbers = sorted({n for images in self.data.sampler.large.values() for n in images})
-        cache = build_cache(
+
+        def progress(done: int, missing: int) -> None:
+            if done == missing or done % _CACHE_REPORT == 0:
+                log.say(f"maps of the encoder: {done} of {missing} images")
+
+        self.cache = build_cache(
             self.model,
             self.data.images,
-            numbers,
+            sorted({n for images in self.data.sampler.large.values() for n in images}),
             size=recipe.transform.size,
-            folder=folder,
+            folder=Path(recipe.cache.folder) if recipe.cache.folder else self.out / "maps",
             mirrored=recipe.transform.flip > 0,
             dtype=recipe.cache.maps,
             limit_gib=recipe.cache.limit_gib,
             share=(group.rank, group.count),
+            progress=progress,
         )
         group.wait()
-        return cache
+        self.model.encoder = CachedEncoder(self.model.encoder)
 
     # ---- What is said
 
@@ -391,38 +381,15 @@ class _Run:
 
     def describe(self, log: Log) -> None:
         """Say and write what is run."""
-        recipe, data, group = self.recipe, self.data, self.group
-        run = recipe.run
-        share = run.batch // (run.accumulate * group.count)
-        trained = sum(p.numel() for g in self.optimiser.param_groups for p in g["params"])
-        about = {
-            "effective_batch": run.batch,
-            "batch": f"{share} episodes x {group.count} processes x {run.accumulate} parts",
-            "steps": self.steps,
-            "epochs": round(self.steps * run.batch / data.sampler.length, 3),
-            "trained_parameters": trained,
-            "base_classes": [data.names[number] for number in data.split.base],
-            "held_out_classes": [data.names[number] for number in data.split.held_out],
-            "images": len({n for m in data.sampler.large.values() for n in m}),
-            "device": str(group.device),
-            "resumed_at": self.state.step,
-        }
-        log.write("run", self.state.step, about)
-        log.say(
-            f"{recipe.about}\n"
-            f"effective batch {run.batch}: {about['batch']}; {self.steps} steps, "
-            f"{about['epochs']} passes over {about['images']} images of "
-            f"{len(data.split.base)} classes, {len(data.split.held_out)} held out; "
-            f"{trained / 1e6:.2f} M parameters trained"
+        record = run_record(
+            self.recipe,
+            self.data,
+            self.group,
+            steps=self.steps,
+            trained=sum(p.numel() for g in self.optimiser.param_groups for p in g["params"]),
+            resumed_at=self.state.step,
         )
-        if group.first:
-            record = {
-                "fastfss": fastfss.__version__,
-                "torch": torch.__version__,
-                "recipe": flat(recipe),
-                "digest": recipe_digest(recipe),
-                "set": data.images.digest,
-                "episodes": data.sampler.digest,
-                **about,
-            }
+        log.write("run", self.state.step, {k: v for k, v in record.items() if k != "recipe"})
+        log.say(summary(self.recipe.about, record))
+        if self.group.first:
             write_text_atomically(self.out / "run.json", json.dumps(record, indent=2) + "\n")

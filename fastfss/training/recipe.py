@@ -10,10 +10,11 @@ from fastfss.errors import expected
 
 SetKind = Literal["pascal", "coco", "fss1000", "folder"]
 Folds = Literal["contiguous", "interleaved", "parts", "random", "none"]
-SamplerName = Literal["query", "pairs", "images", "class", "balanced", "single"]
+SamplerName = Literal["query", "pairs", "images", "class", "balanced", "equal", "single"]
 Pixels = Literal["background", "ignored"]
 LabelMaps = Literal["none", "ids", "base"]
-TransformName = Literal["square", "crop", "pfenet"]
+TransformName = Literal["square", "crop", "pfenet", "native"]
+Points = Literal["dense", "random"] | int
 MaskResize = Literal["torch", "pillow"]
 OptimiserName = Literal["sgd", "adam", "adamw", "rmsprop"]
 ScheduleName = Literal["constant", "step", "poly", "cosine"]
@@ -69,6 +70,7 @@ class DataConfig:
     Attributes:
         set, root, part: as open_set takes them; `part` is for training, `validation_part` for
             validation.
+        options: the set's own, as open_set takes them.
         folds: how classes are held out: "contiguous" or "interleaved" blocks of four folds,
             "parts" (the classes of `validation_part` are others than those of `part`), "random"
             (`splits` parts, drawn with `split_seed`), or "none".
@@ -88,6 +90,8 @@ class DataConfig:
             query's mask.
         labels: whether episodes carry label maps: with class "ids" (DENet, AMP), or of the "base"
             classes, counted from 1 (PPNet's semantic branch).
+        points: what is annotated of a support: all of it, so many points of each value, or, with
+            "random", 0 to 99 of them (guided networks).
         activations: the folder of activation maps of labels that IMR-HSNet trains on.
     """
 
@@ -95,6 +99,7 @@ class DataConfig:
     root: str = ""
     part: str = "train"
     validation_part: str = "val"
+    options: Mapping[str, Option] = field(default_factory=dict)
     folds: Folds = "contiguous"
     fold: int = 0
     splits: int = 4
@@ -111,11 +116,14 @@ class DataConfig:
     void: Pixels = "ignored"
     held_out: Pixels = "background"
     labels: LabelMaps = "none"
+    points: Points = "dense"
     activations: str = ""
 
     def __post_init__(self) -> None:
         for key in ("shots", "ways", "minimum", "query_minimum", "episodes", "splits"):
             at_least(f"data.{key}", getattr(self, key), 1)
+        if isinstance(self.points, int):
+            at_least("data.points", self.points, 1)
         count = self.splits if self.folds == "random" else 4
         if not 0 <= self.fold < count:
             raise expected("data.fold", f"0 to {count - 1}", str(self.fold))
@@ -137,7 +145,8 @@ class TransformConfig:
 
     Attributes:
         kind: "square": both sides to `size`, aspect lost (HSNet, PANet, DENet); "crop": cut at
-            random, no scaling (SSP); "pfenet": scale, rotate, blur, cut.
+            random, no scaling (SSP); "pfenet": scale, rotate, blur, cut; "native": as they are, one
+            episode at a time (guided networks).
         size: pixels of both sides.
         flip: probability of mirroring left and right.
         mask_resize: how "square" shrinks masks: nearest as "torch" has it (HSNet) or as "pillow".
@@ -296,6 +305,8 @@ class ValidationConfig:
         every: steps; 0: never.
         episodes, shots, seed: how many, of how many shots, drawn with what.
         minimum: pixels of its class that an image needs.
+        protocol: a published one, by its name in fastfss.protocols, instead of the quick figure;
+            `minimum` and `seed` are then the protocol's.
         select: whether the best weights are kept. The published protocols choose them on the test
             classes, and so does this where `validation_part` and fold are those of the test.
     """
@@ -305,6 +316,7 @@ class ValidationConfig:
     shots: int = 1
     seed: int = 0
     minimum: int = 2048
+    protocol: str = ""
     select: bool = True
 
     def __post_init__(self) -> None:
@@ -340,20 +352,25 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """[cache]: maps of a frozen encoder, computed once; see fastfss.training.FeatureCache.
+    """[cache]: what is computed once.
 
     Attributes:
-        maps: "off", or the dtype in which they are kept.
-        folder: where; beside the run by default.
-        limit_gib: what they may take of the disk.
+        images_mib: memory for images and masks that are decoded already; see
+            fastfss.data.loading.CachedImages.
+        maps: "off", or the dtype in which maps of a frozen encoder are kept; see
+            fastfss.training.FeatureCache.
+        folder: where maps are kept; beside the run by default.
+        limit_gib: what maps may take of the disk.
     """
 
+    images_mib: int = 0
     maps: CacheKind = "off"
     folder: str = ""
     limit_gib: float = 20.0
 
     def __post_init__(self) -> None:
         not_negative("cache.limit_gib", self.limit_gib)
+        not_negative("cache.images_mib", self.images_mib)
 
 
 @dataclass(frozen=True)
@@ -380,6 +397,10 @@ class Recipe:
         if self.cache.maps != "off" and self.transform.kind != "square":
             wanted = '"off" where images are cut at random, since each map would serve once'
             raise expected("cache.maps", wanted, repr(self.cache.maps))
+        alone = self.run.batch == self.run.accumulate and self.data.shots == 1
+        if self.transform.kind == "native" and not alone:
+            wanted = "run.accumulate, and one shot, so that no part has images of two sizes"
+            raise expected("run.batch", wanted, str(self.run.batch))
         if self.optimiser.repeat_every and self.run.precision == "fp16":
             wanted = "0 with fp16, whose gradients may overflow"
             raise expected("optimiser.repeat_every", wanted, str(self.optimiser.repeat_every))

@@ -200,6 +200,27 @@ class BalancedSampler(Sampler):
         return Drawn(number, episode.classes[:1], (supports,), images[episode.queries[0][0]])
 
 
+class EqualSampler(Sampler):
+    """Guided networks: of every class as many pairs of image and class as the rarest has, each once
+    a pass; supports may repeat each other and, as published, be the query.
+    """
+
+    def __init__(self, large: Index, shown: Index, config: DataConfig, seed: int) -> None:
+        super().__init__(large, shown, config, seed)
+        fewest = min(map(len, self.large.values()))
+        self.pairs = [
+            (image, number)
+            for number, images in self.large.items()
+            for image in self.generator("equal", number).sample(images, fewest)
+        ]
+        self.length = len(self.pairs)
+
+    def _draw(self, number: int, generator: random.Random) -> Drawn:
+        query, chosen = self.pairs[self._in_turn(number)]
+        supports = generator.choices(self.large[chosen], k=self.config.shots)
+        return Drawn(number, (chosen,), (tuple(supports),), query)
+
+
 class SingleSampler(Sampler):
     """AMP: single images without supports, equally many a class, drawn once."""
 
@@ -220,6 +241,7 @@ _SAMPLERS: dict[str, Callable[[Index, Index, DataConfig, int], Sampler]] = {
     "pairs": PairsSampler,
     "class": ClassSampler,
     "balanced": BalancedSampler,
+    "equal": EqualSampler,
     "single": SingleSampler,
 }
 

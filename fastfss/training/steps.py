@@ -57,10 +57,15 @@ def check_step(recipe: Recipe) -> None:
     if data.ways > 1 and method not in _SEVERAL_WAYS:
         wanted = f"1 for {method}, which is trained one way at a time"
         raise expected("data.ways", wanted, str(data.ways))
+    for option, refused in _NOT_TRAINED.get(method, {}).items():
+        if recipe.model.options.get(option) in refused:
+            wanted = "another value: the images that it needs besides are not drawn by this loop"
+            came = repr(recipe.model.options[option])
+            raise expected(f"model.options.{option}", wanted, came)
     labels = "none"
     if method in _WITH_LABELS:
         labels = "ids"
-    elif method == "ppnet" and recipe.model.options.get("variant") in ("part_sem", "graph"):
+    elif method == "ppnet" and recipe.model.options.get("variant") == "part_sem":
         labels = "base"
     if data.labels != labels and not (labels == "none" and method == "ppnet"):
         raise expected("data.labels", f"{labels!r} for {method}", repr(data.labels))
@@ -78,7 +83,7 @@ def check_step(recipe: Recipe) -> None:
 
 
 def query_step(model: Any, batch: Batch) -> Losses:
-    """One way, a loss of the query's logits: HSNet, DCAMA, MLC, CANet, PGNet, PFENet."""
+    """One way, a loss of the query's logits: HSNet, DCAMA, MLC, CANet, PGNet, PFENet, guided."""
     output = model(batch.support[:, 0], batch.support_mask[:, 0], batch.query)
     return _named(model.loss(output, batch.query_mask))
 
@@ -125,11 +130,17 @@ def single_step(model: Any, batch: Batch) -> Losses:
     return _named(model.loss(model(batch.query), batch.query_labels))
 
 
+# PPNet's unlabelled images, and MLC's mined ones (see docs/methods.md for that training).
+_NOT_TRAINED: dict[str, dict[str, tuple[object, ...] | range]] = {
+    "ppnet": {"variant": ("graph",)},
+    "mlc": {"latent_classes": range(1, 255)},
+}
 _ONE_SHOT = ("hsnet", "imr-hsnet")
 _SEVERAL_WAYS = ("panet", "ppnet")
 _WITH_LABELS = ("denet", "amp")
 _STEPS: dict[str, Step] = {
     **dict.fromkeys(("hsnet", "dcama", "mlc", "canet", "pgnet", "pfenet"), query_step),
+    **dict.fromkeys(("guided-early", "guided-late"), query_step),
     "imr-hsnet": imr_step,
     "ssp": ssp_step,
     "panet": ways_step,

@@ -1,15 +1,15 @@
 """The published training transforms of an image and its masks, defined by a generator bit for bit.
 
 Each takes an image, uint8 (3, H, W), and maps of labels or masks, uint8 (M, H, W), and gives both
-at `size` x `size`; the image in 0..255, as uint8 unless it was interpolated. 255 in a map means
-ignored.
+at `size` x `size`, or as they are; the image in 0..255, as uint8 unless it was interpolated. 255 in
+a map means ignored.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from torch import Tensor
 from fastfss.training.recipe import MaskResize, TransformConfig
 
 Pair = tuple[Tensor, Tensor]
-Transform = Callable[[Tensor, Tensor, random.Random], Pair]
 
 IGNORED = 255
 # The mean of ImageNet, in 0..255: what PFENet fills borders with.
@@ -31,29 +30,39 @@ _LEAST_SHARE, _TRIES = 0.85, 31
 _BLUR_SIGMA = 1.1
 
 
-def make_transform(config: TransformConfig) -> Transform:
-    """The transform that a recipe names."""
+@dataclass(frozen=True)
+class Transform:
+    """The transform that a recipe names; see TransformConfig."""
 
-    def square(image: Tensor, maps: Tensor, generator: random.Random) -> Pair:
-        pair = resize_square(image, maps, config.size, config.mask_resize)
-        return flip(*pair, config.flip, generator)
+    config: TransformConfig
 
-    def crop(image: Tensor, maps: Tensor, generator: random.Random) -> Pair:
-        pair = crop_anywhere(
-            *pad(image, maps, config.size, (0.0, 0.0, 0.0)), config.size, generator
-        )
-        return flip(*pair, config.flip, generator)
+    def __call__(self, image: Tensor, maps: Tensor, generator: random.Random) -> Pair:
+        """Transform both.
 
-    def pfenet(image: Tensor, maps: Tensor, generator: random.Random) -> Pair:
-        pair = scale(image.float(), maps, generator.uniform(*config.scale))
+        Args:
+            image: uint8 (3, H, W).
+            maps: uint8 (M, H, W); the first holds the object as 1.
+            generator: what is drawn from.
+        """
+        config = self.config
+        if config.kind == "pfenet":
+            return self._scaled_and_turned(image, maps, generator)
+        if config.kind == "square":
+            image, maps = resize_square(image, maps, config.size, config.mask_resize)
+        elif config.kind == "crop":
+            image, maps = pad(image, maps, config.size, (0.0, 0.0, 0.0))
+            image, maps = crop_anywhere(image, maps, config.size, generator)
+        return flip(image, maps, config.flip, generator)
+
+    def _scaled_and_turned(self, image: Tensor, maps: Tensor, generator: random.Random) -> Pair:
+        config = self.config
+        image, maps = scale(image.float(), maps, generator.uniform(*config.scale))
         if generator.random() < 0.5:
-            pair = rotate(*pair, generator.uniform(-config.rotate, config.rotate))
+            image, maps = rotate(image, maps, generator.uniform(-config.rotate, config.rotate))
         if generator.random() < config.blur:
-            pair = blur(pair[0]), pair[1]
-        pair = flip(*pair, config.flip, generator)
-        return crop_object(*pad(*pair, config.size, _MEAN), config.size, generator)
-
-    return {"square": square, "crop": crop, "pfenet": pfenet}[config.kind]
+            image = blur(image)
+        image, maps = flip(image, maps, config.flip, generator)
+        return crop_object(*pad(image, maps, config.size, _MEAN), config.size, generator)
 
 
 def resize_square(image: Tensor, maps: Tensor, size: int, mask_resize: MaskResize) -> Pair:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastfss.methods import FewShotSegmenter
-from fastfss.protocols import FoldMeter
+from fastfss.protocols import FoldMeter, evaluate
 from fastfss.training.checkpoints import random_state, set_random_state
 from fastfss.training.data import TrainingData
 from fastfss.training.processes import Processes
@@ -23,10 +23,10 @@ def validate(
 ) -> dict[str, float]:
     """Figures of the held-out classes, the same for any number of processes.
 
-    Episodes: the class uniformly, then its images without repetition; images and masks are read,
-    and results brought back to the image's own size, as `fit` and `predict` do it. Intersection and
-    union are summed per class, as HSNet has it. No published protocol; see docs/protocols.md for
-    those.
+    By a published protocol where the recipe names one. Else the episodes are: the class uniformly,
+    then its images without repetition; images and masks are read, and results brought back to the
+    image's own size, as `fit` and `predict` do it. Intersection and union are summed per class, as
+    HSNet has it.
 
     Args:
         model: as it is to be measured; its mode and all random states are as before afterwards.
@@ -35,8 +35,15 @@ def validate(
         group: the processes that share them.
 
     Returns:
-        "miou" and "fb_iou" in percent.
+        "miou" and, where there is one, "fb_iou", in percent.
     """
+    if data.published is not None:
+        published = data.published
+        with _evaluating(model, group):
+            evaluation = evaluate(model, published.protocol, published.images, published.episodes)
+        figures = evaluation.figures
+        named = {"miou": figures.miou, "fb_iou": figures.fb_iou}
+        return {name: value for name, value in named.items() if value is not None}
     classes = sorted(data.held_out)
     meter = FoldMeter(classes)
     with _evaluating(model, group):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastfss import GuidedEarly, GuidedLate, Task, create_model, list_models, model_info
-from fastfss.encoders import fcn_vgg
+from fastfss.encoders import create_encoder, fcn_vgg
 from fastfss.methods import (
     GUIDED_NETWORKS,
     FCN32s,
@@ -266,6 +266,20 @@ def test_a_batch_equals_its_episodes_alone(name: str) -> None:
         assert_close(together[n : n + 1], model.segment(queries[n : n + 1], alone).logits)
 
 
+@pytest.mark.parametrize("name", ["interactive-late", "interactive-early"])
+@torch.no_grad()
+def test_an_encoded_query_takes_its_annotation_later(name: str) -> None:
+    model = network(name, encoder="fcn_vgg16_lite")
+    (query,) = pictures((75, 110), batch=2)
+    encoded = model.encode(query)
+    for seed in (0, 1):
+        labels = points((75, 110), 0, 1, batch=2, seed=seed)
+        task = model.support_from([encoded], [labels])
+        wanted = model.segment(query, model.encode_support([query], [labels])).logits
+        assert_close(model.segment_from(encoded, task).logits, wanted)
+    assert model.cheap_update == (name == "interactive-late")
+
+
 @torch.no_grad()
 def test_a_mask_of_another_size_than_its_image_means_the_same_places() -> None:
     model = network("cofeat-late-lite")
@@ -277,6 +291,16 @@ def test_a_mask_of_another_size_than_its_image_means_the_same_places() -> None:
     assert (first - second).norm() < 2e-3 * first.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=str)
+@torch.no_grad()
+def test_masks_may_have_any_dtype(dtype: torch.dtype) -> None:
+    model = network("cofeat-late-lite")
+    (image,) = pictures((96, 128))
+    mask = dense((96, 128))
+    wanted = model.encode_support([image], [mask]).tensors["guidance"]
+    assert torch.equal(model.encode_support([image], [mask.to(dtype)]).tensors["guidance"], wanted)
+
+
 @torch.no_grad()
 def test_another_encoder_guides_too() -> None:
     torch.manual_seed(0)
@@ -286,6 +310,22 @@ def test_another_encoder_guides_too() -> None:
     assert model.segment(query / 60, task).logits.shape == (1, 2, 75, 110)
     with pytest.raises(ValueError, match="encoder: expected fcn_vgg16 or fcn_vgg16_lite, got resn"):
         create_model("guided-early", encoder="resnet18", layers=("layer4",))
+
+
+def test_an_encoder_file_with_a_classifier_called_head_is_no_whole_checkpoint(
+    tmp_path: Path,
+) -> None:
+    encoder = create_encoder("mobilenet_v2_tf")
+    file = {**encoder.state_dict(), "head.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2)}
+    save_checkpoint(tmp_path / "encoder.safetensors", file, {})
+    model = create_model(
+        "guided-late",
+        encoder="mobilenet_v2_tf",
+        layers=("layer4",),
+        weights=tmp_path / "encoder.safetensors",
+    )
+    assert model.head_origin == "random"
+    assert model.weights_origin.endswith("encoder.safetensors")
 
 
 @torch.no_grad()

@@ -23,7 +23,9 @@ def network() -> HSNet:
     model = HSNet(create_encoder("blocks_resnet50")).eval()
     images, masks, query = episode(shots=3)
     with torch.no_grad():
-        shots = model.shot_logits(query, [model.encode_support(images, masks)], (97, 97))[0]
+        shots = model.shot_logits(
+            model.encode(query), [model.encode_support(images, masks)], (97, 97)
+        )[0]
         last = model.hpn_learner.decoder2[-1]
         assert isinstance(last, torch.nn.Conv2d) and last.bias is not None
         last.bias[1] -= (shots[:, :, 1] - shots[:, :, 0]).median()
@@ -44,10 +46,10 @@ def episode(batch: int = 1, shots: int = 1, size: int = 97, seed: int = 0) -> tu
 def test_a_batch_gives_what_its_episodes_give_alone(network: HSNet) -> None:
     images, masks, query = episode(batch=2, shots=2)
     task = network.encode_support(images, masks)
-    together = network.shot_logits(query, [task], (97, 97))[0]
+    together = network.shot_logits(network.encode(query), [task], (97, 97))[0]
     for item in range(2):
         one = network.encode_support(images[item : item + 1], masks[item : item + 1])
-        alone = network.shot_logits(query[item : item + 1], [one], (97, 97))[0]
+        alone = network.shot_logits(network.encode(query[item : item + 1]), [one], (97, 97))[0]
         assert_close(together[item : item + 1], alone)
 
 
@@ -89,7 +91,7 @@ def test_mean_fusion_is_the_mean_of_the_shots() -> None:
     model = HSNet(create_encoder("blocks_resnet50"), fusion="mean").eval()
     images, masks, query = episode(shots=2)
     task = model.encode_support(images, masks)
-    shots = model.shot_logits(query, [task], (97, 97))[0]
+    shots = model.shot_logits(model.encode(query), [task], (97, 97))[0]
     assert_close(model.segment(query, task).logits, shots.mean(dim=1))
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -32,7 +35,7 @@ def make(encoder: str, **options: int) -> IMRHSNet:
     images, maps, query, query_map = episode()
     with torch.no_grad():
         task = model.encode_support(images, maps)
-        shots = model.shot_logits(query, [task], (SIZE, SIZE), query_map)[0]
+        shots = model.shot_logits(model.encode(query), [task], (SIZE, SIZE), query_map)[0]
         last = model.res[-1]
         assert isinstance(last, torch.nn.Conv2d) and last.bias is not None
         last.bias[1] -= (shots[:, :, 1] - shots[:, :, 0]).median()
@@ -82,7 +85,7 @@ def test_labels_are_the_published_ones(network: IMRHSNet, memory_mib: int) -> No
     logits, labels = published_predict(
         network, list(images.unbind(1)), list(maps.unbind(1)), query, query_map[:, 0]
     )
-    shots = network.shot_logits(query, [task], (SIZE, SIZE), query_map)[0]
+    shots = network.shot_logits(network.encode(query), [task], (SIZE, SIZE), query_map)[0]
     assert_close(shots[:, -1] / 5, logits / 5)
     found = network.segment(query, task, query_map=query_map).labels
     assert (found != labels).double().mean() < 1e-3  # logits within rounding of each other
@@ -93,11 +96,13 @@ def test_labels_are_the_published_ones(network: IMRHSNet, memory_mib: int) -> No
 def test_a_batch_gives_what_its_episodes_give_alone(network: IMRHSNet) -> None:
     images, maps, query, query_map = episode(batch=2, shots=2)
     task = network.encode_support(images, maps)
-    together = network.shot_logits(query, [task], (SIZE, SIZE), query_map)[0]
+    together = network.shot_logits(network.encode(query), [task], (SIZE, SIZE), query_map)[0]
     for item in range(2):
         one = slice(item, item + 1)
         alone = network.encode_support(images[one], maps[one])
-        found = network.shot_logits(query[one], [alone], (SIZE, SIZE), query_map[one])[0]
+        found = network.shot_logits(
+            network.encode(query[one]), [alone], (SIZE, SIZE), query_map[one]
+        )[0]
         assert_close(together[one] / 5, found / 5)
 
 
@@ -150,9 +155,9 @@ def test_masked_correlations_are_the_product_scaled(grid: tuple[int, int]) -> No
     wanted = torch.cat([hsnet_correlation(*masked), hsnet_correlation(*masked[::-1])])
     assert_close(level.correlations(), wanted, dtype=torch.float32)
     assert level.shape == wanted.shape
-    part = torch.full((4, 2, *grid[1:], *grid, 2), torch.nan)
+    part = torch.full((4, 2, 2, *grid[1:], *grid), torch.nan)
     level.fill(part, 1)
-    assert_close(part.permute(0, 5, 1, 2, 3, 4), wanted[:, :, 1:3], dtype=torch.float32)
+    assert_close(part, wanted[:, :, 1:3], dtype=torch.float32)
     queries = level.of_queries()
     assert queries.shape[0] == 2
     assert_close(queries.correlations(), wanted[:2], dtype=torch.float32)
@@ -247,6 +252,32 @@ def test_a_query_without_its_map_is_refused_or_gets_ones(network: IMRHSNet) -> N
     finally:
         network.query_map = "given"
     assert_close(found, network.segment(query, task, query_map=torch.ones(1, 1, 9, 9)).logits)
+
+
+@pytest.mark.filterwarnings("ignore:the head of IMR-HSNet")
+def test_predict_takes_maps_or_makes_them_of_the_tasks_names() -> None:
+    model = make("resnet18", size=SIZE)
+    generator = np.random.default_rng(0)
+    photo, query = generator.integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
+    mask = np.zeros((50, 70), np.uint8)
+    mask[10:30, 20:60] = 1
+    tasks = [model.fit([(photo, mask)], name=name) for name in ("cat", "dog")]
+    maps = torch.rand(2, 20, 30)
+    with pytest.raises(ValueError, match="query_map: expected the activation map"):
+        model.predict(query, tasks)
+    wanted = model.predict(query, tasks, query_map=maps)
+    assert wanted.labels.shape == (50, 70)
+    asked = []
+
+    def label_maps(image: Tensor, labels: Sequence[str]) -> Tensor:
+        asked.append((tuple(image.shape), image.dtype, list(labels)))
+        return maps
+
+    model.label_maps = label_maps
+    assert np.array_equal(model.predict(query, tasks).scores, wanted.scores)
+    assert asked == [((3, 50, 70), torch.uint8, ["cat", "dog"])]
+    one = model.predict(query, tasks[0], query_map=maps[0].numpy())
+    np.testing.assert_allclose(one.scores[0], wanted.scores[0], atol=1e-4)
 
 
 @torch.no_grad()

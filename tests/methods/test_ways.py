@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 
+from fastfss.methods.prediction import Prediction
 from fastfss.methods.ways import merge_ways
 from tests.tolerances import assert_close
 
@@ -26,3 +27,13 @@ def test_a_margin_is_the_distance_to_the_best_other_score() -> None:
     best = prediction.margins.argmax(1) + 1
     positive = prediction.margins.amax(1) > 0
     assert torch.equal(prediction.labels[positive], best[positive])
+
+
+def test_of_equal_logits_the_first_wins() -> None:
+    logits = torch.randint(3, (2, 4, 9, 7), generator=torch.Generator().manual_seed(0)).float()
+    labels = Prediction(logits, logits[:, 1:]).labels
+    assert labels.dtype == torch.int64
+    for label in range(4):
+        before = logits[:, :label].amax(1) if label else torch.full((2, 9, 7), -1.0)
+        wanted = (logits[:, label] == logits.amax(1)) & (before < logits[:, label])
+        assert torch.equal(labels == label, wanted)

@@ -179,9 +179,8 @@ def test_nan_reaches_its_windows_and_the_norm_of_its_image(dtype: torch.dtype) -
 
 def in_parts(tensors: list[Tensor], stride: int, groups: int) -> Tensor:
     x, *weights = tensors
-    last = x.permute(0, 2, 3, 4, 5, 1)
     return center_pivot_block_in_parts(
-        lambda out, start: out.copy_(last[:, start : start + out.shape[1]]),
+        lambda out, start: out.copy_(x[:, :, start : start + out.shape[2]]),
         *(x.shape, *weights),
         stride=stride,
         groups=groups,

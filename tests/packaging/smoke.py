@@ -17,6 +17,7 @@ from torch import Tensor
 import fastfss
 from fastfss import ops
 from fastfss.environment import environment
+from fastfss.training import list_recipes, load_recipe
 
 # Made of torch's own operators: there is no backend to choose.
 PLAIN = {"center_pivot_conv4d"}
@@ -88,6 +89,13 @@ def check_predict() -> None:
     print(f"predict: {int(result.mask().sum())} pixels")
 
 
+def check_recipes() -> None:
+    """The recipes are part of the package, and each can be read."""
+    recipes = [load_recipe(name) for name in list_recipes()]
+    assert {recipe.model.method for recipe in recipes} >= {"ssp", "hsnet", "panet"}
+    print(f"recipes: {len(recipes)}")
+
+
 def main(wanted: str) -> None:
     """Import, look at the environment, run every operation and a prediction."""
     location = Path(fastfss.__file__)
@@ -102,6 +110,7 @@ def main(wanted: str) -> None:
     check_operations(wanted)
     check_kernels()
     check_predict()
+    check_recipes()
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def _forward(case: Case, report: Report) -> None:
             ]
         )
     else:
-        shots = model.shot_logits(query, [task], size)[0][0]
+        shots = model.shot_logits(model.encode(query), [task], size)[0][0]
     report.compare_if_there(case, "shot_logits", shots[:, :, ::3, ::3])
     stride = int(case.value("logits_stride", 1))  # type: ignore[call-overload]
     report.compare_if_there(case, "logits", shots[0, :, ::stride, ::stride])

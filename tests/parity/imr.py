@@ -4,7 +4,9 @@ The middle features of a ResNet-50 with random weights are in the thousands (a s
 that the gates' inputs are too, and the few gates that are not saturated depend on the last bits of
 the features: the reference's own float32 logits are 5e-5 from those in float64, its gradients 2e-3.
 So where a result of ours misses the tolerance, it may be away from the reference's by twice as much
-as the reference is from the same result in float64.
+as the reference is from the same result in float64; of gradients, by twice the most that any of the
+reference's is, since chance has it whose unit rounding moves. In float64 ours are those of the
+published formulation to 1e-8 (tests/methods/test_imr_hsnet.py).
 """
 
 from __future__ import annotations
@@ -20,16 +22,26 @@ from tests.parity.golden import TOLERANCE, Case, Report
 
 Results = dict[str, Tensor]
 
+# Of the gradients of the training step: a ReLU within rounding of zero takes another branch.
+GRADIENT_TOLERANCE = 1e-3
+
 
 def run_imr(case: Case, report: Report) -> None:
     results = {"forward": _forward, "train": _train}[str(case.value("kind"))]
     found = results(case, torch.float32)
-    missed = [n for n, one in found.items() if n in case and _distance(one, case[n]) > TOLERANCE]
+    bounds = {
+        name: GRADIENT_TOLERANCE if name.startswith("grad") else TOLERANCE
+        for name in found
+        if name in case
+    }
+    missed = [n for n, bound in bounds.items() if _distance(found[n], case[n]) > bound]
     exact = results(case, torch.float64) if missed else {}
-    for name in [name for name in found if name in case]:
-        tolerance = TOLERANCE
+    for name, tolerance in bounds.items():
         if name in missed:
-            tolerance = max(tolerance, 2 * _distance(torch.from_numpy(case[name]), exact[name]))
+            same = (
+                [n for n in bounds if n.startswith("grad")] if name.startswith("grad") else [name]
+            )
+            tolerance = max(tolerance, 2 * max(_distance(exact[n], case[n]) for n in same))
         report.compare(_named(name), found[name], case[name], tolerance=tolerance)
     if "pred" in case:
         # Votes of shots whose logits are within rounding of each other are left out of both.
@@ -87,7 +99,7 @@ def _forward(case: Case, dtype: torch.dtype) -> Results:
     query, query_map = episode.query, episode.query_map
     task = model.encode_support(episode.images, episode.maps)
     size = (query.shape[2], query.shape[3])
-    shots = model.shot_logits(query, [task], size, query_map)[0][0]
+    shots = model.shot_logits(model.encode(query), [task], size, query_map)[0][0]
     found = _stages(model, episode) if "query_logits_stage1" in case else {}
     found["shot_logits"], found["logits"] = shots[:, :, ::10, ::10], shots[0, :, ::5, ::5]
     prediction = model.segment(query, task, size, query_map=query_map)

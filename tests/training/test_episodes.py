@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastfss.data.sets import MaskSet, open_set
+from fastfss.training import train
 from fastfss.training.data import EpisodeNumbers, prepare_data
 from fastfss.training.episodes import Batch, EpisodeDataset, joined
 from fastfss.training.recipe import Recipe
@@ -104,6 +106,25 @@ def test_the_semantic_branchs_labels_count_base_classes(shapes: Path, images: Ma
     assert queries == {*range(7), 255}, "and ignored in queries"
 
 
+@pytest.mark.parametrize("points", [1, 3, "random"])
+def test_supports_may_be_annotated_by_points(points: Any, shapes: Path, images: MaskSet) -> None:
+    made = batches(shapes, images, 10, points=points, void="background")
+    counts = [[int((b.support_mask == value).sum()) for value in (0, 1)] for b in made]
+    assert all(0 in values(b.query_mask) and 255 not in values(b.query_mask) for b in made)
+    if points == "random":
+        assert len({first for first, _ in counts}) > 3 and max(map(max, counts)) < 100
+    else:
+        assert all(count in (0, points) for pair in counts for count in pair)
+
+
+def test_images_may_stay_as_they_are(shapes: Path, images: MaskSet) -> None:
+    recipe = tiny_recipe(shapes, transform={"kind": "native"}, run={"steps": 1, "batch": 1})
+    made = dataset(recipe, images)
+    batch, drawn = made[0], made.sampler.draw(0)
+    assert batch.query.shape[1:] == images.image(drawn.query).shape
+    assert batch.support.shape[3:] == images.image(drawn.supports[0][0]).shape
+
+
 def test_single_images_come_without_support(shapes: Path, images: MaskSet) -> None:
     batch = joined(batches(shapes, images, 3, sampler="single", labels="ids", episodes=20))
     assert batch.support.shape == (3, 1, 0, 3, 40, 40)
@@ -124,6 +145,15 @@ def test_images_of_an_episode_are_mirrored_one_by_one(shapes: Path, images: Mask
             sides.append(mirrored)
         seen.add(tuple(sides))
     assert len(seen) == 4
+
+
+def test_a_loader_process_of_any_kind_gets_the_same_episodes(shapes: Path, images: MaskSet) -> None:
+    # Where processes are not forked, they get a pickled copy.
+    made = dataset(tiny_recipe(shapes, transform={"kind": "pfenet", "size": 33}), images)
+    copy = pickle.loads(pickle.dumps(made))
+    for number in range(4):
+        assert torch.equal(copy[number].query, made[number].query)
+        assert torch.equal(copy[number].support_mask, made[number].support_mask)
 
 
 def test_reserved_images_are_not_trained_on(shapes: Path, images: MaskSet) -> None:
@@ -168,6 +198,26 @@ def test_a_share_of_the_image_may_be_asked_for(shapes: Path, images: MaskSet) ->
         for image in members:
             mask = images.mask(image, number)
             assert (mask == 1).sum() >= 0.12 * mask.numel()
+
+
+def test_validation_may_follow_a_protocol(shapes: Path, images: MaskSet, tmp_path: Path) -> None:
+    validation = {"every": 2, "protocol": "classes", "episodes": 2}
+    recipe = tiny_recipe(shapes, data={"reserved": 0.0}, validation=validation)
+    data = prepare_data(recipe, images, images)
+    assert data.published is not None
+    assert data.published.episodes.classes == data.split.held_out
+    result = train(recipe, tmp_path, device="cpu", progress="off")
+    assert [step for step, _ in result.miou] == [2, 4, 6]
+
+
+def test_a_protocol_that_tests_what_is_learned_is_refused(shapes: Path, images: MaskSet) -> None:
+    recipe = tiny_recipe(
+        shapes,
+        data={"reserved": 0.0, "folds": "contiguous"},
+        validation={"every": 2, "protocol": "classes", "episodes": 2},
+    )
+    with pytest.raises(ValueError, match=r"validation\.protocol: .*no class that is learned"):
+        prepare_data(recipe, images, images)
 
 
 def test_no_held_out_image_is_an_error_before_training(shapes: Path, images: MaskSet) -> None:

@@ -18,6 +18,8 @@ from fastfss.training.loop import _Run
 from fastfss.training.processes import Processes
 from tests.training.shapes import tiny_recipe
 
+SLOW = pytest.mark.slow
+
 # Dropout, an average, mixed precision's scaler and accumulated parts: all that has a state.
 EVERYTHING: dict[str, dict[str, Any]] = {
     "model": {"method": "canet", "layers": ["layer2", "layer3"], "options": {"refine_time": 1}},
@@ -26,6 +28,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
     "schedule": {"kind": "poly"},
     "validation": {"every": 2, "episodes": 2, "minimum": 20},
     "checkpoints": {"every": 2, "keep": 5},
+    "log": {"every": 3},  # a checkpoint in the middle of what a row sums up
 }
 
 
@@ -62,7 +65,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(_Run, "_step", stopping)
 
 
-@pytest.mark.parametrize("step", range(5))
+@pytest.mark.parametrize("step", [0, 2, 3, *(pytest.param(n, marks=SLOW) for n in (1, 4))])
 def test_a_run_that_was_stopped_at_any_step_goes_on_to_the_same_weights(
     step: int, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +92,23 @@ def test_loaders_and_global_seeds_change_nothing(shapes: Path, tmp_path: Path) -
         torch.manual_seed(workers)
         recipe = tiny_recipe(shapes, log={"workers": workers})
         found.append(run(recipe, tmp_path / str(workers)))
+    assert equal(*found)
+
+
+@pytest.mark.parametrize(
+    "kind, resize", [("square", "torch"), ("square", "pillow"), ("crop", "torch")]
+)
+def test_decoded_images_change_nothing(
+    kind: str, resize: str, shapes: Path, tmp_path: Path
+) -> None:
+    transform = {"kind": kind, "mask_resize": resize}
+    found = [
+        run(
+            tiny_recipe(shapes, transform=transform, cache={"images_mib": mib}),
+            tmp_path / str(mib),
+        )
+        for mib in (0, 1)
+    ]
     assert equal(*found)
 
 
@@ -170,8 +190,24 @@ def test_the_log_says_what_was_run(shapes: Path, tmp_path: Path) -> None:
     assert about["effective_batch"] == 4
     assert about["batch"] == "2 episodes x 1 processes x 2 parts"
     assert len(about["held_out_classes"]) == 2 and len(about["base_classes"]) == 6
+    assert about["images_that_show_held_out_classes"] > 0
+    assert about["held_out_pixels"] == "background"
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4]
     assert all(row["total"] > 0 and row["lr"] == 0.01 for row in rows(tmp_path, "train"))
+
+
+@pytest.mark.parametrize("progress", ["bar", "lines"])
+def test_progress_is_shown_on_stderr_or_by_rich(
+    progress: Any, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validation = {"every": 6, "episodes": 2, "minimum": 20}
+    recipe = tiny_recipe(shapes, validation=validation)
+    train(recipe, tmp_path, device="cpu", progress=progress)
+    shown = "".join(capsys.readouterr())
+    assert "effective batch 2: 2 episodes x 1 processes x 1 parts; 6 steps" in shown
+    assert "also show held-out classes, whose pixels are background" in shown
+    assert "step 6/6  validation: miou" in shown
+    assert ("step 4/6  train: total" in shown) == (progress == "lines")
 
 
 def test_tensorboard_has_the_same_figures(shapes: Path, tmp_path: Path) -> None:

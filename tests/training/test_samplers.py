@@ -34,7 +34,7 @@ def test_an_episode_shows_its_class_in_other_images(name: str, shots: int) -> No
         assert drawn.query in SHOWN[chosen]
 
 
-@pytest.mark.parametrize("name", (*EPISODES, "single"))
+@pytest.mark.parametrize("name", (*EPISODES, "equal", "single"))
 def test_an_episode_depends_on_its_number_and_the_seed_alone(name: str) -> None:
     forward = draws(sampler(name))
     one = sampler(name)
@@ -80,6 +80,15 @@ def test_several_ways_have_other_classes_and_one_query() -> None:
 def test_balanced_episodes_show_every_class_equally_often() -> None:
     one = sampler("balanced", episodes=9)
     assert Counter(drawn.classes[0] for drawn in draws(one, 9)) == {1: 3, 2: 3, 7: 3}
+
+
+def test_equal_pairs_show_every_class_as_often_as_the_rarest() -> None:
+    one = sampler("equal")
+    assert one.length == 9
+    passed = draws(one, 9)
+    assert Counter(drawn.classes[0] for drawn in passed) == {1: 3, 2: 3, 7: 3}
+    assert len({(drawn.query, drawn.classes) for drawn in passed}) == 9
+    assert any(drawn.query in drawn.supports[0] for drawn in draws(one)), "as published"
 
 
 def test_a_list_longer_than_the_classes_can_fill_is_named() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastfss.training.recipe import TransformConfig
 from fastfss.training.transforms import (
+    Transform,
     blur,
     crop_object,
-    make_transform,
     pad,
     resize_square,
     rotate,
@@ -37,7 +37,7 @@ def picture(height: int, width: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["square", "crop", "pfenet"])
 def test_image_and_mask_go_the_same_way(kind: Any, size: tuple[int, int]) -> None:
-    transform = make_transform(TransformConfig(kind=kind, size=49, flip=0.5))
+    transform = Transform(TransformConfig(kind=kind, size=49, flip=0.5))
     found = 0
     for seed in range(8):
         image, maps = transform(*picture(*size), random.Random(seed))
@@ -55,7 +55,7 @@ def test_image_and_mask_go_the_same_way(kind: Any, size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("kind", ["square", "crop", "pfenet"])
 def test_the_generator_decides_every_bit(kind: Any) -> None:
-    transform = make_transform(TransformConfig(kind=kind, size=49, flip=0.5))
+    transform = Transform(TransformConfig(kind=kind, size=49, flip=0.5))
 
     def results(seed: int) -> list[Tensor]:
         torch.manual_seed(random.randrange(1 << 30))

@@ -10,18 +10,19 @@
 namespace fastfss {
 
 struct CenterPivotConv4dArgs {
-  // A null pointer leaves a convolution out. Channels contiguous, other strides as they come; an
-  // even number of channels in bfloat16.
+  // A null pointer leaves a convolution out. Strides as they come, but fastest with channels or,
+  // few of them, support columns contiguous. Weights have an even number of channels in bfloat16:
+  // maps may have one less.
   TensorView x;               // [B, ha, wa, hb, wb, I] float32 or bfloat16: over the support
   TensorView pruned;          // [B, ha, wa, hc, wc, I], x at every stride-th: over the query
-  TensorView support_weight;  // [O, I, k, k] contiguous, the same dtype
+  TensorView support_weight;  // [O, I', k, k] contiguous, the same dtype
   TensorView query_weight;    // likewise
   TensorView bias;            // [O] float32 contiguous
   TensorView start;           // [B, ha, wa, hc, wc, O] float32: added; or null. B and ha may lie
                               // apart, what is inside is contiguous
-  TensorView out;             // likewise, x's dtype or float32; may be start. With a norm, contiguous
-  TensorView norm_weight;     // [O] float32: group norm and ReLU; or null
-  TensorView norm_bias;       // likewise
+  TensorView out;          // likewise, x's dtype or float32; may be start. With a norm, contiguous
+  TensorView norm_weight;  // [O] float32: group norm and ReLU; or null
+  TensorView norm_bias;    // likewise
   int64_t stride = 1;
   int64_t groups = 1;
   float eps = 1e-5f;
