@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+from fastfss.annotation import Annotation
 from fastfss.encoders import create_encoder, list_encoders
 from fastfss.methods import (
     AMP,
@@ -38,6 +39,7 @@ __all__ = [
     "DCAMA",
     "MLC",
     "SSP",
+    "Annotation",
     "CANet",
     "DENet",
     "GuidedEarly",

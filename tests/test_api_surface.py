@@ -14,8 +14,9 @@ import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        AMP CANet DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet MLC PANet PFENet PGNet PPNet
-        Result SSP Task create_encoder create_model list_encoders list_models model_info
+        AMP Annotation CANet DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet MLC PANet
+        PFENet PGNet PPNet Result SSP Task create_encoder create_model list_encoders
+        list_models model_info
     """,
     fastfss.ops: """
         Explanation center_pivot_block center_pivot_conv4d dense_correlation dense_match

@@ -16,9 +16,9 @@ PACKAGE = Path(__file__).parent.parent / "fastfss"
 LAYERS = (
     {"errors", "atomic", "_native", "kernels"},
     {"data", "result", "weights", "task", "ops"},
-    {"encoders"},
+    {"annotation", "encoders"},
     {"methods"},
-    {"engines", "environment"},
+    {"engines", "environment", "interactive"},
     {"protocols", "training", "video"},
     {"cli", "app"},
 )
@@ -29,7 +29,7 @@ FACADE = {"__init__", "__main__"}
 
 # What `import fastfss` must not load: optional packages, and those that compile.
 HEAVY = {
-    *("timm", "typer", "rich", "triton", "pycocotools", "skimage", "scipy", "tensorboard"),
+    *("timm", "typer", "rich", "triton", "pycocotools", "skimage", "scipy", "tensorboard", "cv2"),
     *("onnx", "onnxruntime", "openvino", "tensorrt"),
 }
 IMPORT_ALL_BUT_CLI_AND_KERNELS = """

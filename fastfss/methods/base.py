@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastfss.data import ImageLike, MaskLike, read_image, read_mask
+from fastfss.annotation import Annotation, SupportMask, annotation_mask
+from fastfss.data import ImageLike, read_image, read_mask
 from fastfss.encoders import Encoder, load_encoder
 from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import CheckpointError, expected
@@ -335,7 +336,7 @@ class FewShotSegmenter(nn.Module):
     @torch.no_grad()
     def fit(
         self,
-        shots: Iterable[tuple[ImageLike, MaskLike]],
+        shots: Iterable[tuple[ImageLike, SupportMask]],
         *,
         name: str = "object",
         mask_value: int | None = None,
@@ -344,7 +345,8 @@ class FewShotSegmenter(nn.Module):
 
         Args:
             shots: pairs of image and mask; a path, PIL image, NumPy array or tensor each, of any
-                size; see `fastfss.data.read_image` and `read_mask` for what is taken.
+                size; see `fastfss.data.read_image` and `read_mask` for what is taken. Instead of a
+                mask an Annotation: points, strokes, boxes.
             name: what to call the class.
             mask_value: the label to take where masks are label maps of several classes.
 
@@ -367,7 +369,9 @@ class FewShotSegmenter(nn.Module):
         return self.named(task, name)
 
     def read_shots(
-        self, shots: Iterable[tuple[ImageLike, MaskLike]], mask_value: int | None = None
+        self,
+        shots: Iterable[tuple[ImageLike, SupportMask]],
+        mask_value: int | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The support images (1, 3, h, w) and masks (1, h', w') of `fit`, as encode_support's.
 
@@ -378,13 +382,12 @@ class FewShotSegmenter(nn.Module):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise expected(f"shots[{index}]", "a pair (image, mask)", type(pair).__name__)
             image = read_image(pair[0], argument=f"shots[{index}] image")
-            mask = read_mask(
-                pair[1],
-                size=(image.shape[1], image.shape[2]),
-                value=mask_value,
-                argument=f"shots[{index}] mask",
-            )
-            images.append(self._prepare(image))
+            size, argument = (image.shape[1], image.shape[2]), f"shots[{index}] mask"
+            if isinstance(pair[1], Annotation):
+                mask = annotation_mask(pair[1], size, argument=argument)
+            else:
+                mask = read_mask(pair[1], size=size, value=mask_value, argument=argument)
+            images.append(self.prepare(image))
             mask = mask.unsqueeze(0).to(self.device)
             masks.append(frame_mask(mask, self.frame, self.size))
         if not images:
@@ -430,9 +433,9 @@ class FewShotSegmenter(nn.Module):
         segment = segmenter(image, tasks)
         whole, region = frame_size(*size, self.frame, self.size)
         if region == whole:
-            prediction = segment(self._prepare(image), tasks, output_size=size)
+            prediction = segment(self.prepare(image), tasks, output_size=size)
         else:
-            prediction = segment(self._prepare(image), tasks).of_region(region, size)
+            prediction = segment(self.prepare(image), tasks).of_region(region, size)
         return Result.from_probabilities(
             prediction.probabilities[0],
             prediction.labels[0],
@@ -476,7 +479,7 @@ class FewShotSegmenter(nn.Module):
         """The entries of the state dict of which a Task depends."""
         return self.state_dict()
 
-    def _prepare(self, image: Tensor) -> Tensor:
+    def prepare(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) -> normalised float (1, 3, h, w), brought to `size`."""
         images = image.unsqueeze(0).to(self.device, torch.float32).div_(255)
         images = frame_image(images, self.frame, self.size)

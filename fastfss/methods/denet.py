@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastfss.data import ImageLike, MaskLike
+from fastfss.annotation import SupportMask
+from fastfss.data import ImageLike
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.aspp import RegASPP
@@ -194,7 +195,7 @@ class DENet(FewShotSegmenter):
     @torch.no_grad()
     def fit(
         self,
-        shots: Iterable[tuple[ImageLike, MaskLike]],
+        shots: Iterable[tuple[ImageLike, SupportMask]],
         *,
         name: str = "object",
         mask_value: int | None = None,

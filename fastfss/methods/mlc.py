@@ -217,7 +217,7 @@ class MLC(PrototypeSegmenter):
         annotated = None
         if labels is not None:
             annotated = read_label_map(labels, size=size)[None].to(self.device)
-        return latent.annotate(self.features(self._prepare(pixels)), annotated, size)[0]
+        return latent.annotate(self.features(self.prepare(pixels)), annotated, size)[0]
 
     @torch.no_grad()
     def collect_regions(
@@ -248,7 +248,7 @@ class MLC(PrototypeSegmenter):
         found = [self.rectifier.regions[:0]]
         for number, image in enumerate(images):
             pixels = read_image(image, argument=f"images[{number}]")
-            features = self.features(self._prepare(pixels))
+            features = self.features(self.prepare(pixels))
             if latent is not None:
                 labels = latent.annotate(features)
             else:
@@ -265,7 +265,7 @@ class MLC(PrototypeSegmenter):
         pixels = read_image(image, argument=f"{argument} image")
         size = (pixels.shape[1], pixels.shape[2])
         annotated = read_label_map(labels, size=size, argument=f"{argument} labels")
-        return self.features(self._prepare(pixels)), annotated[None].to(self.device)
+        return self.features(self.prepare(pixels)), annotated[None].to(self.device)
 
     # ---- Files and copies
 

@@ -154,7 +154,7 @@ class PartSegmenter(FewShotSegmenter):
         framed, cut = [], []
         for index, image in enumerate(images):
             pixels = read_image(image, argument=f"images[{index}]")
-            framed.append(self._prepare(pixels))
+            framed.append(self.prepare(pixels))
             seen = frame_image(pixels.unsqueeze(0).float(), self.frame, self.size)
             cut.append(superpixels(seen[0].round().clamp(0, 255).to(torch.uint8), segments))
         if len({one.shape for one in framed}) != 1:

@@ -243,7 +243,7 @@ def test_regions_come_from_latent_classes_where_given() -> None:
     assert segmenter.rectifier is not None
     expected = []
     for image in images:
-        features = segmenter.features(segmenter._prepare(torch.from_numpy(image).permute(2, 0, 1)))
+        features = segmenter.features(segmenter.prepare(torch.from_numpy(image).permute(2, 0, 1)))
         expected.append(region_prototypes(features, latent.annotate(features), 2))
     assert count == len(torch.cat(expected)) > 0
     assert_close(segmenter.rectifier.regions, torch.cat(expected))

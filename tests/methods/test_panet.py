@@ -352,7 +352,7 @@ def test_scribbles_in_one_map_are_fitted_without_what_is_unlabelled() -> None:
     strokes = np.full((64, 64), 255, np.uint8)
     strokes[20:24, 20:50], strokes[50:54, 5:60] = 1, 0
     task = segmenter.fit([(pixels, strokes)])
-    image = segmenter._prepare(torch.from_numpy(pixels).permute(2, 0, 1))
+    image = segmenter.prepare(torch.from_numpy(pixels).permute(2, 0, 1))
     scribbled = torch.from_numpy(strokes)[None, None]
     expected = segmenter.encode_support(
         image.unsqueeze(1), (scribbled == 1).float(), (scribbled == 0).float()

@@ -1,0 +1,99 @@
+"""Masks that follow the image's edges, although features have a stride of 8 or 16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastfss.errors import expected, import_extra
+
+# image uint8 (3, H, W), probability (H, W), annotation uint8 (H, W) of {0, 1, 255} -> (H, W)
+Refinement = Callable[[Tensor, Tensor, Tensor], Tensor]
+RefinementName = Literal["none", "guided", "grabcut"]
+
+GUIDED_RADIUS = 1 / 30  # of the shorter side
+GUIDED_EPS = 1e-4
+GRABCUT_SIDE = 320
+GRABCUT_ROUNDS = 2
+
+
+def get_refinement(name: RefinementName) -> Refinement | None:
+    """A refinement by its name: "none", "guided" or "grabcut".
+
+    Raises:
+        ValueError: there is none of the name.
+        MissingExtraError: "grabcut" without OpenCV.
+    """
+    if name not in get_args(RefinementName):
+        raise expected("refinement", f"one of {', '.join(get_args(RefinementName))}", repr(name))
+    if name == "grabcut":
+        import_extra("cv2", extra="interactive", purpose="the refinement grabcut")
+    return {"none": None, "guided": guided_filter, "grabcut": grabcut}[name]
+
+
+def guided_filter(image: Tensor, probability: Tensor, annotation: Tensor) -> Tensor:
+    """The guided filter of He, Sun, Tang (TPAMI 2013), the image's grey level the guide.
+
+    In each window the probability is fitted by a linear function of the guide, so that its edges
+    become the image's. Annotated pixels keep what is said of them.
+    """
+    guide = image.float().mean(dim=0)[None, None] / 255
+    p = probability.float()[None, None]
+    radius = max(1, round(GUIDED_RADIUS * min(image.shape[1:])))
+
+    def mean(x: Tensor) -> Tensor:
+        padded = F.pad(x, (radius,) * 4, mode="replicate")
+        return F.avg_pool2d(padded, 2 * radius + 1, stride=1)
+
+    mean_i, mean_p = mean(guide), mean(p)
+    slope = (mean(guide * p) - mean_i * mean_p) / (mean(guide * guide) - mean_i**2 + GUIDED_EPS)
+    offset = mean_p - slope * mean_i
+    refined = (mean(slope) * guide + mean(offset))[0, 0].clamp(0, 1)
+    return _said(refined, annotation)
+
+
+def grabcut(image: Tensor, probability: Tensor, annotation: Tensor) -> Tensor:
+    """GrabCut (Rother et al., SIGGRAPH 2004) that starts from the probability.
+
+    Annotated pixels are sure; the others are probably what the probability says, and those far from
+    1/2 are what the colour models are first made of. At most 320 pixels a side, then enlarged and
+    put together with the probability's own edges.
+    """
+    cv2: Any = import_extra("cv2", extra="interactive", purpose="the refinement grabcut")
+    height, width = probability.shape
+    scale = min(1.0, GRABCUT_SIDE / max(height, width))
+    small = (max(8, round(height * scale)), max(8, round(width * scale)))
+    pixels = cv2.resize(image.permute(1, 2, 0).numpy(), small[::-1], interpolation=cv2.INTER_AREA)
+    chance = F.interpolate(probability.float()[None, None], small, mode="bilinear")[0, 0].numpy()
+    labels = np.where(chance > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    for value, sure in ((0, cv2.GC_BGD), (1, cv2.GC_FGD)):
+        # The largest share of each pixel, so that no point is lost.
+        said = F.adaptive_max_pool2d((annotation == value).float()[None], small)[0].numpy()
+        labels[said > 0.5] = sure
+    inside = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    if inside.all() or not inside.any():
+        return _said(probability.float(), annotation)
+    models = np.zeros((2, 1, 65))  # of background and object
+    cv2.setRNGSeed(0)  # its colour models begin at random
+    cv2.grabCut(
+        np.ascontiguousarray(pixels),
+        labels,
+        None,
+        models[0],
+        models[1],
+        GRABCUT_ROUNDS,
+        cv2.GC_INIT_WITH_MASK,
+    )
+    inside = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    found = torch.from_numpy(inside.astype(np.float32))[None, None]
+    large = F.interpolate(found, (height, width), mode="bilinear")[0, 0]
+    return _said(large, annotation)
+
+
+def _said(probability: Tensor, annotation: Tensor) -> Tensor:
+    return torch.where(annotation == 1, 1.0, torch.where(annotation == 0, 0.0, probability))
