@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Union, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -35,7 +36,7 @@ class Mark:
         kind: of the mark.
         positive: whether it says "object" or "background".
         points: (x, y) in pixels from the top left: of a point one, of a stroke its corners, of a
-            box two opposite corners.
+            box two opposite corners. (x, y) lies in the pixel of column floor(x) and row floor(y).
         width: of a stroke, or the diameter of a point; None: as `rasterize` says.
         mask: of a mask, (H, W) of {0, 1, 255}.
     """
@@ -85,10 +86,15 @@ class Annotation:
             raise expected("box", "left < right and top < bottom", str((left, top, right, bottom)))
         return self._with(Mark("box", positive, corners))
 
-    def area(self, mask: Tensor) -> Annotation:
-        """Say all that a mask says: 1 object, 0 background, 255 nothing."""
+    def area(self, mask: Tensor | npt.NDArray[Any]) -> Annotation:
+        """Say all that a mask says: 1 or True object, 0 or False background, 255 nothing."""
+        if isinstance(mask, np.ndarray):
+            mask = torch.from_numpy(mask)
         if not isinstance(mask, Tensor):
-            raise expected_kind("mask", "a tensor", type(mask).__name__)
+            raise expected_kind("mask", "a tensor or an array", type(mask).__name__)
+        mask = mask.detach().cpu()
+        if mask.dtype == torch.bool:
+            mask = mask.to(torch.uint8)
         if mask.ndim != 2 or not torch.isin(mask, torch.tensor([0, 1, UNSAID])).all():
             raise expected("mask", "(H, W) of {0, 1, 255}", str(tuple(mask.shape)))
         return self._with(Mark("mask", True, mask=mask.to(torch.uint8).clone()))
@@ -181,14 +187,16 @@ def annotation_mask(
             background in a frame along the border alone. Prototypes of the background need some:
             "auto" ignores them where the annotation itself says what is background, else they are
             background.
-        width: of points, see Annotation.rasterize; by default a sixtieth of the shorter side.
+        width: of points, see Annotation.rasterize; by default a sixtieth of the shorter side. A
+            method may need more, see FewShotSegmenter.point_width.
         argument: what messages call it.
 
     Returns:
         uint8 (H, W) of {0, 1, 255}.
 
     Raises:
-        ValueError: nothing positive, or marks outside of the image.
+        ValueError: nothing positive, or nothing that later marks do not cover; marks outside of the
+            image.
     """
     if unsaid not in get_args(Unsaid):
         raise expected("unsaid", f"one of {', '.join(get_args(Unsaid))}", repr(unsaid))
@@ -196,6 +204,9 @@ def annotation_mask(
         came = "only background" if annotation.marks else "nothing"
         raise expected(argument, "at least one positive mark", came)
     mask = annotation.rasterize(size, width=width or max(1.0, min(size) / 60))
+    if not bool((mask == 1).any()):
+        wanted = "a pixel that the last mark on it says to be the object"
+        raise expected(argument, wanted, "none: later marks cover all positive ones")
     if unsaid == "auto":
         unsaid = "ignored" if bool((mask == 0).any()) else "background"
     if unsaid == "background":
@@ -232,10 +243,10 @@ def _check_inside(number: int, mark: Mark, size: tuple[int, int]) -> None:
             came = f"{mark.mask.shape[0]} x {mark.mask.shape[1]}"
             raise expected(f"marks[{number}]", f"a mask of {height} x {width}", came)
         return
-    # A box may end where the image ends.
-    last = (width, height) if mark.kind == "box" else (width - 1, height - 1)
     for x, y in mark.points:
-        if not (0 <= x <= last[0] and 0 <= y <= last[1]):
+        within = 0 <= x < width and 0 <= y < height
+        # A box may end where the image ends.
+        if not (within or (mark.kind == "box" and 0 <= x <= width and 0 <= y <= height)):
             wanted = f"points inside of the image, {width} pixels wide and {height} high"
             raise expected(f"marks[{number}]", wanted, f"({x:g}, {y:g})")
 
@@ -244,13 +255,14 @@ def _draw_stroke(
     draw: ImageDraw.ImageDraw, points: tuple[Point, ...], width: float, value: int
 ) -> None:
     radius = width / 2
+    pixels = [(math.floor(x), math.floor(y)) for x, y in points]
     if width > 1:
-        for x, y in points:
+        for x, y in pixels:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=value)
     else:
-        draw.point([(round(x), round(y)) for x, y in points], fill=value)
-    if len(points) > 1:
-        draw.line(list(points), fill=value, width=max(1, round(width)))
+        draw.point(pixels, fill=value)
+    if len(pixels) > 1:
+        draw.line(pixels, fill=value, width=max(1, round(width)))
 
 
 def _plain(mark: Mark) -> dict[str, Any]:

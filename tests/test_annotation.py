@@ -130,3 +130,24 @@ def test_fit_takes_annotations_beside_masks(method: str) -> None:
     assert model.predict(image, task).labels.shape == (48, 64)
     with pytest.raises(ValueError, match=r"shots\[0\] mask: expected at least one positive mark"):
         model.fit([(image, Annotation())])
+
+
+def test_a_place_lies_in_the_pixel_around_it() -> None:
+    said = Annotation().point(59.9, 39.9).rasterize(SIZE)
+    assert said[39, 59] == 1 and (said != 255).sum() == 1
+    with pytest.raises(
+        ValueError, match=r"points inside of the image, 60 pixels wide .* \(60, 2\)"
+    ):
+        Annotation().point(60, 2).rasterize(SIZE)
+
+
+def test_positive_marks_under_later_ones_are_no_object() -> None:
+    said = Annotation().point(5, 5).point(5, 5, positive=False)
+    with pytest.raises(ValueError, match="later marks cover all positive ones"):
+        annotation_mask(said, SIZE)
+
+
+def test_masks_may_be_arrays_of_truth_values() -> None:
+    mask = np.zeros(SIZE, bool)
+    mask[3:9, 4:8] = True
+    assert torch.equal(Annotation().area(mask).rasterize(SIZE), torch.from_numpy(mask).byte())

@@ -42,8 +42,8 @@ class InteractiveSession:
         image: a path, PIL image, NumPy array or tensor.
         refinement: what makes masks follow edges: "none", "guided", "grabcut", or a function.
         unsaid: what pixels are of which nothing is said, see fastfss.annotation.annotation_mask.
-        width: diameter of a click's disk in pixels of the image; by default a sixtieth of its
-            shorter side.
+        width: diameter of a click's disk in pixels of the image; by default what the method needs,
+            see FewShotSegmenter.point_width.
 
     Example:
         >>> import torch, fastfss
@@ -70,7 +70,7 @@ class InteractiveSession:
             refinement if callable(refinement) else get_refinement(refinement)
         )
         self.unsaid: Unsaid = unsaid
-        self.width = width
+        self.width = model.point_width(self.size) if width is None else width
         with torch.inference_mode():
             self.features = model.encode(model.prepare(self.image))
         self._past: list[_State] = []
@@ -173,9 +173,12 @@ class InteractiveSession:
 
     @property
     def result(self) -> Result | None:
-        """The masks of all objects at the image's size; None before anything positive was said."""
-        if self._result is None and self._complete():
-            self._result = self._segment()
+        """The masks of all objects at the image's size; None before anything positive was said.
+
+        An object of which only the background was said is nowhere.
+        """
+        if self._result is None and (found := self._said()):
+            self._result = self._segment(found)
         return self._result
 
     def task(self, object: int = 1) -> Task:
@@ -223,42 +226,57 @@ class InteractiveSession:
             return Result.from_probabilities(none, none[0], names=state.names)
         return found
 
-    def _complete(self) -> bool:
+    def _said(self) -> list[int]:
+        """The places of the objects of which something positive was said."""
         pairs = zip(self._state.annotations, self._state.supports, strict=True)
-        return all(a.positive or support is not None for a, support in pairs)
+        return [n for n, (a, support) in enumerate(pairs) if self._shows(a) or support is not None]
+
+    def _shows(self, annotation: Annotation) -> bool:
+        """Whether a pixel is the object's; a later mark may have covered all that were."""
+        return annotation.positive and bool((annotation.rasterize(self.size) == 1).any())
 
     def _task(self, place: int) -> Task:
         annotation, support = self._state.annotations[place], self._state.supports[place]
-        if not annotation.positive:
+        if not self._shows(annotation):
             if support is None:
                 raise expected("object", "a positive mark or a support", "neither")
             return support
         mask = annotation_mask(annotation, self.size, unsaid=self.unsaid, width=self.width)
         framed = frame_mask(mask[None], self.model.frame, self.model.size)
-        own = self.model.support_from([self.features], [framed.to(self.model.device)])
+        own = self.model.fit_from([self.features], [framed.to(self.model.device)])
         if support is None:
             return own
         return self.model.named(own, support.name).merge(support.to(self.model.device))
 
-    def _segment(self) -> Result:
+    def _segment(self, places: Sequence[int]) -> Result:
+        """The result with the objects of these places; the others are nowhere."""
         started = time.perf_counter()
+        count = len(self._state.names)
         with torch.inference_mode():
-            tasks = [self._task(place) for place in range(len(self._state.annotations))]
+            tasks = [self._task(place) for place in places]
             prediction = self._prediction(tasks)
             probabilities = prediction.probabilities[0].float().cpu()
             if self.refinement is not None:
                 probabilities = torch.stack(
                     [
-                        self.refinement(self.image, one, annotation.rasterize(self.size))
-                        for one, annotation in zip(
-                            probabilities, self._state.annotations, strict=True
+                        self.refinement(
+                            self.image,
+                            one,
+                            self._state.annotations[place].rasterize(self.size),
                         )
+                        for one, place in zip(probabilities, places, strict=True)
                     ]
                 )
                 best, way = probabilities.max(dim=0)
                 labels = torch.where(best > 0.5, way + 1, 0)
             else:
                 labels = prediction.labels[0].cpu()
+            if len(places) < count:
+                numbers = torch.tensor([0, *(place + 1 for place in places)])
+                labels = numbers[labels]
+                every = probabilities.new_zeros(count, *self.size)
+                every[list(places)] = probabilities
+                probabilities = every
         return Result.from_probabilities(
             probabilities,
             labels,

@@ -167,6 +167,11 @@ class AMP(FewShotSegmenter):
         maps, shot_masks = stacked_features(features, _MAPS, masks)
         return self._task([maps[name] for name in _MAPS], shot_masks, labels, self.background)
 
+    def fit_from(self, features: Sequence[Features], masks: Images) -> Task:
+        """See FewShotSegmenter.fit_from; the background's row stays, whatever `background` says."""
+        maps, shot_masks = stacked_features(features, _MAPS, masks)
+        return self._task([maps[name] for name in _MAPS], shot_masks, None, "episode")
+
     @torch.no_grad()
     def fit(
         self,

@@ -125,6 +125,13 @@ class FewShotSegmenter(nn.Module):
             output_size: height and width of the logits; the images' by default.
         """
 
+    def fit_from(self, features: Sequence[Features], masks: Images) -> Task:
+        """`support_from` as `fit` does it, without a trace in the model.
+
+        Args: as in support_from.
+        """
+        return self.support_from(features, masks)
+
     def encode_support(self, images: Images, masks: Images) -> Task:
         """Turn a support set into a Task.
 
@@ -384,7 +391,8 @@ class FewShotSegmenter(nn.Module):
             image = read_image(pair[0], argument=f"shots[{index}] image")
             size, argument = (image.shape[1], image.shape[2]), f"shots[{index}] mask"
             if isinstance(pair[1], Annotation):
-                mask = annotation_mask(pair[1], size, argument=argument)
+                width = self.point_width(size)
+                mask = annotation_mask(pair[1], size, width=width, argument=argument)
             else:
                 mask = read_mask(pair[1], size=size, value=mask_value, argument=argument)
             images.append(self.prepare(image))
@@ -393,6 +401,28 @@ class FewShotSegmenter(nn.Module):
         if not images:
             raise expected("shots", "at least one pair (image, mask)", "none")
         return images, masks
+
+    @property
+    def mask_stride(self) -> int:
+        """Pixels between the places at which the method reads a mask, 0 where it reads every pixel.
+
+        Of several grids the middle one's.
+        """
+        strides = sorted(self.encoder.info(layer).stride for layer in self.layers)
+        return strides[len(strides) // 2]
+
+    def point_width(self, size: tuple[int, int]) -> float:
+        """Diameter of the disk that a point of an annotation becomes, in pixels of the image.
+
+        A sixtieth of the shorter side, and at least 1.6 times the distance of the places at which
+        the method reads a mask: a disk of less than the square root of 2 may lie between four.
+
+        Args:
+            size: height and width of the image.
+        """
+        _, seen = frame_size(*size, self.frame, self.size)
+        scale = max(own / framed for own, framed in zip(size, seen, strict=True))
+        return max(1.0, min(size) / 60, 1.6 * self.mask_stride * scale)
 
     def named(self, task: Task, name: str) -> Task:
         """The task with the name and with what it needs where it is used."""

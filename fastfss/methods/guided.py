@@ -85,6 +85,11 @@ class GuidedSegmenter(FewShotSegmenter):
         self.channels = sum(info.channels for info in infos)
         self.grid = Grid.of(encoder, infos[0].stride)
 
+    @property
+    def mask_stride(self) -> int:
+        """0: a pixel's weight goes to the positions around it."""
+        return 0
+
     def decode(
         self, scores: Tensor, image: tuple[int, int], output_size: tuple[int, int] | None = None
     ) -> Tensor:

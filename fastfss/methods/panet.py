@@ -165,6 +165,11 @@ class PANet(PrototypeSegmenter):
         logits = enlarge(scores, output_size or features.size)
         return Prediction(logits, logits[:, 1:] - logits[:, :1])
 
+    @property
+    def mask_stride(self) -> int:
+        """0: the features are enlarged to the mask."""
+        return 0
+
     def regions(self, masks: Tensor, backgrounds: Tensor | None = None) -> Tensor:
         """Foreground and background, bool (..., 2, H, W), of masks and backgrounds (..., H, W)."""
         return support_regions(masks, backgrounds, self.ignored)

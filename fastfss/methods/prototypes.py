@@ -58,6 +58,12 @@ class PrototypeSegmenter(FewShotSegmenter):
     # "mask": the mask is shrunk to the features; "features": the features are enlarged to the mask.
     pooling_resize: Literal["mask", "features"]
 
+    @property
+    def mask_stride(self) -> int:
+        """See FewShotSegmenter.mask_stride."""
+        # All layers are on the grid of the first.
+        return 0 if self.pooling_resize == "features" else self.encoder.info(self.layers[0]).stride
+
     def pool(self, features: Tensor, masks: Tensor) -> Tensor:
         """Prototypes (B, 2, C), foreground and background, of (B, C, h, w) under (B, H, W)."""
         return masked_average_pool(features, region_masks(masks), resize=self.pooling_resize)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastfss import create_model
+from fastfss import Annotation, create_model
 from fastfss.interactive import InteractiveSession
 from fastfss.methods import FewShotSegmenter
 
@@ -79,6 +79,8 @@ def test_undo_brings_the_mask_back_to_the_last_bit_and_redo_goes_on() -> None:
 def test_a_bad_point_changes_nothing() -> None:
     clicked = session()
     before = clicked.click(40, 30)
+    clicked.annotate(lambda said: said.without_last())
+    before = clicked.click(79.9, 59.9)  # the last pixel
     for x, y in ((80, 3), (3, 60), (-1, 0), (float("nan"), 2)):
         with pytest.raises(ValueError, match="points"):
             clicked.click(x, y)
@@ -104,6 +106,54 @@ def test_objects_compete() -> None:
     assert result.labels[30, 40] == 1 and result.labels[5, 5] == 2
     with pytest.raises(ValueError, match="object: expected 1 to 3, got 5"):
         clicked.click(1, 1, object=5)
+
+
+def test_an_object_with_background_alone_leaves_the_others_as_they_are() -> None:
+    clicked = session()
+    first = clicked.click(40, 30)
+    result = clicked.click(3, 3, positive=False, object=2)
+    assert result.names == ("object", "object 2")
+    assert np.array_equal(result.labels, first.labels)
+    assert np.array_equal(result.scores[0], first.scores[0])
+    assert not result.scores[1].any()
+    other = clicked.click(5, 5, object=3)
+    assert set(np.unique(other.labels)) == {0, 1, 3}
+
+
+def test_of_contradicting_clicks_the_later_counts() -> None:
+    clicked = session(width=1)
+    clicked.click(40, 30)
+    assert not clicked.click(40, 30, positive=False).labels.any(), "nothing positive is left"
+    with pytest.raises(ValueError, match="object: expected a positive mark or a support"):
+        clicked.task()
+    assert clicked.click(40, 30).labels.any()
+
+
+@pytest.mark.parametrize(("method", "layers"), [("ssp", ("layer2", "layer3")), ("canet", None)])
+def test_a_click_anywhere_is_seen(method: str, layers: tuple[str, ...] | None) -> None:
+    """Methods that read a shrunken mask must not lose a disk between the places they read."""
+    torch.manual_seed(0)
+    options = {} if layers is None else {"encoder": "resnet18", "layers": layers}
+    network = create_model(method, size=129, **options)
+    clicked = InteractiveSession(network, torch.rand(3, 150, 258), refinement="none")
+    for x in range(100, 117, 3):
+        for y in range(60, 77, 4):
+            clicked.annotate(lambda _, at=(x, y): Annotation().point(*at))
+            prototype = next(iter(clicked.task().tensors.values()))
+            assert prototype.abs().sum() > 0, (x, y)
+
+
+def test_sessions_leave_the_model_as_it_was() -> None:
+    """AMP moves its background with every support that it sees, as published; fit does not."""
+    torch.manual_seed(0)
+    network = create_model("amp", size=65)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    clicked = InteractiveSession(network, torch.rand(3, 65, 65), refinement="none")
+    first = clicked.click(30, 30)
+    clicked.click(60, 60, positive=False)
+    back = clicked.undo()
+    assert back is not None and np.array_equal(back.scores, first.scores)
+    assert all(torch.equal(before[k], t) for k, t in network.state_dict().items())
 
 
 def test_a_class_is_carried_to_the_next_image() -> None:
