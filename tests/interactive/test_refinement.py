@@ -40,15 +40,17 @@ def test_the_guided_filter_is_a_linear_function_of_the_image_in_each_window() ->
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_blurred_edge_goes_where_the_images_is() -> None:
+def test_a_mask_that_misses_an_edge_moves_to_it() -> None:
     image = torch.zeros(3, 240, 320, dtype=torch.uint8)
     image[:, :, 160:] = 200
-    truth = torch.zeros(240, 320)
-    truth[:, 160:] = 1
-    blurred = box_means(truth[None], 5)[0].float()
+    truth = torch.zeros(240, 320, dtype=torch.bool)
+    truth[:, 160:] = True
+    beside = torch.zeros(240, 320)
+    beside[:, 163:] = 1
+    coarse = box_means(beside[None], 5)[0]
     nothing = torch.full((240, 320), 255, dtype=torch.uint8)
-    refined = guided_filter(image, blurred, nothing)
-    assert (refined - truth).abs().mean() < 0.5 * (blurred - truth).abs().mean()
+    assert ((coarse > 0.5) != truth).sum() == 3 * 240
+    assert torch.equal(guided_filter(image, coarse, nothing) > 0.5, truth)
 
 
 def test_what_was_said_stays() -> None:
