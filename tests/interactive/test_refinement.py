@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastfss.interactive import guided_filter
+from fastfss.interactive.refinement import GUIDED_EPS, GUIDED_RADIUS, box_means
+
+
+@pytest.mark.parametrize(("height", "width", "radius"), [(7, 9, 1), (20, 31, 6), (5, 3, 8)])
+def test_box_means_are_those_of_pooling(height: int, width: int, radius: int) -> None:
+    maps = torch.rand(2, height, width, generator=torch.Generator().manual_seed(0)).double()
+    padded = F.pad(maps[None], (radius,) * 4, mode="replicate")
+    wanted = F.avg_pool2d(padded, 2 * radius + 1, stride=1)[0]
+    torch.testing.assert_close(box_means(maps, radius), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_the_guided_filter_is_a_linear_function_of_the_image_in_each_window() -> None:
+    """He, Sun, Tang, eq. 5, 6 and 8, window by window."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 40, 52), dtype=torch.uint8, generator=generator)
+    probability = torch.rand(40, 52, generator=generator)
+    nothing = torch.full((40, 52), 255, dtype=torch.uint8)
+    radius = max(1, round(GUIDED_RADIUS * 40))
+    side = 2 * radius + 1
+    guide = image.double().mean(dim=0) / 255
+
+    def windows(x: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(x[None, None], (radius,) * 4, mode="replicate")
+        return F.unfold(padded, side)[0]  # (side^2, H W)
+
+    i, p = windows(guide), windows(probability.double())
+    covariance = ((i - i.mean(0)) * (p - p.mean(0))).mean(0)
+    slope = covariance / (i.var(0, correction=0) + GUIDED_EPS)
+    offset = p.mean(0) - slope * i.mean(0)
+    slope, offset = (windows(x.view(40, 52)).mean(0).view(40, 52) for x in (slope, offset))
+    found = guided_filter(image, probability, nothing)
+    wanted = (slope * guide + offset).clamp(0, 1).float()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_that_misses_an_edge_moves_to_it() -> None:
+    image = torch.zeros(3, 240, 320, dtype=torch.uint8)
+    image[:, :, 160:] = 200
+    truth = torch.zeros(240, 320, dtype=torch.bool)
+    truth[:, 160:] = True
+    beside = torch.zeros(240, 320)
+    beside[:, 163:] = 1
+    coarse = box_means(beside[None], 5)[0]
+    nothing = torch.full((240, 320), 255, dtype=torch.uint8)
+    assert ((coarse > 0.5) != truth).sum() == 3 * 240
+    assert torch.equal(guided_filter(image, coarse, nothing) > 0.5, truth)
+
+
+def test_what_was_said_stays() -> None:
+    annotation = torch.full((60, 80), 255, dtype=torch.uint8)
+    annotation[3, 4], annotation[5, 6] = 1, 0
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    refined = guided_filter(image, torch.full((60, 80), 0.5), annotation)
+    assert (refined[3, 4], refined[5, 6]) == (1, 0)
