@@ -80,14 +80,13 @@ float stream_read(const float* data, int64_t count, int threads) {
 }
 
 void center_pivot_conv4d(const CenterPivotConv4dArgs& args) {
-  choose<void(const CenterPivotConv4dArgs&)>(
-      {{Isa::kPortable, &portable::center_pivot_conv4d},
+  choose<void(const CenterPivotConv4dArgs&)>({{Isa::kPortable, &portable::center_pivot_conv4d},
 #if defined(FASTFSS_X86)
-       {Isa::kAvx2, &avx2::center_pivot_conv4d},
-       {Isa::kAvx512, &avx512::center_pivot_conv4d},
-       {Isa::kAvx512Bf16, &avx512_bf16::center_pivot_conv4d}
+                                              {Isa::kAvx2, &avx2::center_pivot_conv4d},
+                                              {Isa::kAvx512, &avx512::center_pivot_conv4d},
+                                              {Isa::kAvx512Bf16, &avx512_bf16::center_pivot_conv4d}
 #endif
-      })(args);
+  })(args);
 }
 
 void dense_correlation(const DenseCorrelationArgs& args) {
