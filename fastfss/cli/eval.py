@@ -56,7 +56,7 @@ def evaluate_command(
     ] = None,
     episodes: Annotated[
         int | None,
-        typer.Option(min=1, help="Other than published: of a run, or of each class."),
+        typer.Option(min=1, help="Other than published: of a run, or of each class; objects."),
     ] = None,
     episodes_file: Annotated[
         Path | None, typer.Option(help="Episodes to read instead of drawing; of one fold.")
@@ -65,6 +65,9 @@ def evaluate_command(
         Path | None, typer.Option(metavar="FILE.json", help="Where to write the episodes.")
     ] = None,
     lists: Annotated[Path | None, typer.Option(help="HSNet's published split lists.")] = None,
+    refinement: Annotated[
+        str, typer.Option(metavar="none|guided|grabcut", help="Of the protocol clicks.")
+    ] = "guided",
     pictures: Annotated[int, typer.Option(min=0, help="Worst episodes in the report.")] = 10,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     list_protocols: Annotated[bool, typer.Option("--list-protocols")] = False,
@@ -75,6 +78,7 @@ def evaluate_command(
     Several processes: torchrun --nproc-per-node N -m fastfss eval ...; the figures stay the same.
     """
     from fastfss.atomic import check_writable
+    from fastfss.cli.eval_clicks import ABOUT, run_clicks
     from fastfss.cli.predict import method_options
     from fastfss.data.sets import open_set
     from fastfss.protocols.episode_lists import EpisodeList, draw_episodes
@@ -84,9 +88,30 @@ def evaluate_command(
     if list_protocols:
         for one in PROTOCOLS.values():
             typer.echo(f"{one.name:8} {one.about}")
+        typer.echo(f"{'clicks':8} {ABOUT}")
         return
     if not protocol or data is None or out is None:
         raise typer.BadParameter("expected --protocol, --data and --out (--list-protocols helps)")
+    if protocol == "clicks":
+        images = open_set(kind or "folder", data, part or "val")
+        with processes(device) as group:
+            if group.count > 1:
+                raise typer.BadParameter("--protocol clicks runs in one process")
+            out.mkdir(parents=True, exist_ok=True)
+            check_writable(out, "--out")
+            settings = method_options(option or [], None)
+            about: dict[str, Any] = {"method": method, "encoder": backbone, "layers": layers}
+            about |= {"weights": weights, "size": size, "options": settings}
+            run_clicks(
+                _model(method, backbone, layers, weights, size, settings, group),
+                images,
+                about,
+                count=episodes,
+                seed=split_seed,
+                refinement=refinement,  # type: ignore[arg-type]
+                out=out,
+            )
+        return
     chosen = get_protocol(protocol)
     named = kind or chosen.sets[0]
     images = open_set(named, data, part or chosen.part.get(named, "val"))
@@ -113,7 +138,7 @@ def evaluate_command(
     if save_episodes is not None:
         drawn[numbers[0]].save(save_episodes)
     options = method_options(option or [], None)
-    about: dict[str, Any] = {
+    about = {
         "method": method,
         "encoder": backbone,
         "layers": layers,

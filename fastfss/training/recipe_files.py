@@ -132,7 +132,7 @@ def _table(source: str | Path, beside: Path, above: tuple[str, ...] = ()) -> dic
             "(fastfss train --list shows them)"
         )
     try:
-        table = tomllib.loads(text)
+        table: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise expected(f"recipe {source}", "TOML", f"an error: {error}") from error
     base = table.pop("base", None)

@@ -129,7 +129,23 @@ def test_bad_input_is_one_clear_line(
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+def test_clicks_are_counted(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("scipy", reason="not installed: pip install fastfss[interactive]")
+    common = ["--protocol", "clicks", "--data", data, "--backbone", "resnet18"]
+    common += ["--layers", "layer1", "--size", 48, "--method", "mlc", "--episodes", 3]
+    done = run(*common, "--refinement", "none", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "NoC@90" in done.stdout
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["objects"] == 3 and len(found["curve"]) == 20
+    assert all(1 <= noc <= 20 for noc in found["noc"].values())
+    wrong = run(*common, "--refinement", "sharp", "--out", tmp_path / "wrong")
+    assert wrong.returncode == 2
+    assert "refinement: expected one of none, guided, grabcut" in wrong.stderr
+    assert not (tmp_path / "wrong" / "results.json").exists()
+
+
 def test_protocols_are_listed() -> None:
     done = run("--list-protocols")
     assert done.returncode == 0
-    assert "hsnet" in done.stdout and "panet" in done.stdout
+    assert all(name in done.stdout for name in ("hsnet", "panet", "clicks"))
