@@ -14,7 +14,7 @@ from fastfss.protocols.folds import FoldRule
 Sampler = Literal["hsnet", "fss1000", "pfenet", "panet", "ssp", "denet", "class"]
 Reading = Literal["square", "letterbox", "original", "method"]
 MaskResize = Literal["torch", "pillow"]
-Figure = Literal["fold", "pfenet", "confusion", "panet", "denet"]
+Figure = Literal["fold", "seen", "pfenet", "confusion", "panet", "denet"]
 
 
 @dataclass(frozen=True)
@@ -175,14 +175,14 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="classes",
-            version=1,
+            version=2,
             about="for your own data: classes held out at random, images as in fit and predict",
             sets=("folder", "fss1000", "pascal", "coco"),
             part={"pascal": "val", "coco": "val", "fss1000": "test"},
             folds={},
             sampler="class",
             episodes={},
-            figure="fold",
+            figure="seen",
             reading="method",
             score_original=True,
             void_support=255,

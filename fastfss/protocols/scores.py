@@ -20,6 +20,9 @@ Ints = npt.NDArray[np.int64]
 
 REPEATS = 1000
 LEVEL = 0.95
+# What a class without episodes does to the mean over classes; under "panet" it makes it NaN.
+_UNSEEN_IS_ZERO = ("fold", "pfenet")
+_UNSEEN_IS_LEFT_OUT = ("seen", "confusion", "denet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +142,7 @@ class _Parts:
         mious = []
         for mask in self._masks():
             iou = self._class_iou(weights * mask)
-            skips = self.figure in ("confusion", "denet")
+            skips = self.figure in _UNSEEN_IS_LEFT_OUT
             mious.append(_nanmean(iou.T) if skips else iou.mean(axis=1))
         return np.stack(mious, axis=1)
 
@@ -157,7 +160,7 @@ class _Parts:
         own: Floats = weights @ self.own
         union: Floats = weights @ self.union
         iou: Floats = 100 * own / np.maximum(union, 1)
-        if self.figure not in ("fold", "pfenet"):
+        if self.figure not in _UNSEEN_IS_ZERO:
             iou[union == 0] = np.nan
         return iou
 

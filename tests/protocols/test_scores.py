@@ -54,6 +54,16 @@ def test_fold_figures_are_the_meters(figure, meter) -> None:
     assert found.class_iou[9] == 0
 
 
+def test_a_class_without_episodes_is_left_out_of_ones_own_data() -> None:
+    parts = episodes(1)
+    seen = figures_of(counted(parts), CLASSES, "seen")
+    fold = figures_of(counted(parts), CLASSES[:3], "fold")
+    assert seen.miou == pytest.approx(fold.miou, abs=1e-9)
+    assert seen.fb_iou == pytest.approx(fold.fb_iou, abs=1e-9)
+    assert seen.class_iou[6] == fold.class_iou[6]
+    assert math.isnan(seen.class_iou[9])
+
+
 def test_the_confusion_leaves_out_what_never_occurred() -> None:
     parts = episodes(1)
     reference = ConfusionMeter(21)
