@@ -81,7 +81,7 @@ def evaluate_command(
     from fastfss.cli.eval_clicks import ABOUT, run_clicks
     from fastfss.cli.predict import method_options
     from fastfss.data.sets import open_set
-    from fastfss.protocols.episode_lists import EpisodeList, draw_episodes
+    from fastfss.protocols.episode_lists import EpisodeList, draw_episodes, fold_of
     from fastfss.protocols.protocol import PROTOCOLS, get_protocol
     from fastfss.training.processes import processes
 
@@ -119,22 +119,26 @@ def evaluate_command(
     if len(numbers) > 1 and (episodes_file or save_episodes):
         raise typer.BadParameter("an episodes file is of one fold: give --fold N")
     # All lists before any model, so that what is missing shows at once.
-    drawn = {
-        number: EpisodeList.load(episodes_file, images)
-        if episodes_file
-        else draw_episodes(
-            chosen,
-            images,
-            number,
-            shots=shots,
-            ways=ways,
-            episodes=episodes,
-            splits=folds,
-            split_seed=split_seed,
-            lists=lists,
-        )
-        for number in numbers
-    }
+    if episodes_file is not None:
+        listed = EpisodeList.load(episodes_file, images)
+        novel = fold_of(chosen, images, numbers[0], splits=folds, split_seed=split_seed)
+        listed.check_fold(novel, shots=shots, ways=ways)
+        drawn = {numbers[0]: listed}
+    else:
+        drawn = {
+            number: draw_episodes(
+                chosen,
+                images,
+                number,
+                shots=shots,
+                ways=ways,
+                episodes=episodes,
+                splits=folds,
+                split_seed=split_seed,
+                lists=lists,
+            )
+            for number in numbers
+        }
     if save_episodes is not None:
         drawn[numbers[0]].save(save_episodes)
     options = method_options(option or [], None)
@@ -162,6 +166,9 @@ def evaluate_command(
             path = None if weights is None else weights.replace("{fold}", str(number))
             return _model(method, backbone, layers, path, size, options, group)
 
+        if weights is not None and "{fold}" in weights:
+            for number in numbers[1:]:
+                build(number)  # wrong weights of a later fold show before the first is evaluated
         _run(chosen, images, drawn, build, about, pictures, out, group)
 
 
