@@ -68,6 +68,10 @@ def evaluate_command(
     refinement: Annotated[
         str, typer.Option(metavar="none|guided|grabcut", help="Of the protocol clicks.")
     ] = "guided",
+    batch: Annotated[
+        int,
+        typer.Option(min=1, help="Episodes of equal shapes that are segmented together."),
+    ] = 1,
     pictures: Annotated[int, typer.Option(min=0, help="Worst episodes in the report.")] = 10,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     list_protocols: Annotated[bool, typer.Option("--list-protocols")] = False,
@@ -169,7 +173,7 @@ def evaluate_command(
         if weights is not None and "{fold}" in weights:
             for number in numbers[1:]:
                 build(number)  # wrong weights of a later fold show before the first is evaluated
-        _run(chosen, images, drawn, build, about, pictures, out, group)
+        _run(chosen, images, drawn, build, about, batch, pictures, out, group)
 
 
 def _run(
@@ -178,6 +182,7 @@ def _run(
     drawn: dict[int, Any],
     build: Any,
     about: dict[str, Any],
+    batch: int,
     pictures: int,
     out: Path,
     group: Processes,
@@ -186,17 +191,21 @@ def _run(
     from fastfss.cli.prediction_run import progress_bar
     from fastfss.protocols.evaluation import evaluate
     from fastfss.protocols.report import FoldResult, results, worst_pictures, write_results
+    from fastfss.protocols.scores import fate_of_unseen
 
     folds = []
     weights: dict[str, str] = {}
     for number, episodes in drawn.items():
         model = build(number)
         weights[str(number)] = model.fingerprint()
+        # The method's own size decides the figures too, where the protocol leaves it open.
+        size = None if protocol.reading == "original" else protocol.size or model.size
+        about["read_size"] = size
         share = -(-len(episodes.episodes) // group.count)
         with progress_bar(Console(stderr=True, quiet=not group.first)) as bar:
             shown_task = bar.add_task(f"fold {number}", total=share)
             advance = partial(bar.update, shown_task, advance=1)
-            evaluation = evaluate(model, protocol, images, episodes, progress=advance)
+            evaluation = evaluate(model, protocol, images, episodes, batch=batch, progress=advance)
         shown = []
         if group.first:
             shown = worst_pictures(model, protocol, images, episodes, evaluation, pictures)
@@ -204,6 +213,11 @@ def _run(
             fb = "" if found.fb_iou is None else f", FB-IoU {found.fb_iou:.2f}"
             low, high = found.interval
             typer.echo(f"fold {number}: mIoU {found.miou:.2f} ({low:.2f} to {high:.2f}){fb}")
+            if unseen := evaluation.counts.unseen(episodes.classes):
+                count = f"{len(unseen)} of {len(episodes.classes)} classes"
+                names = ", ".join(images.classes[one] for one in unseen)
+                fate = fate_of_unseen(protocol.figure)
+                typer.echo(f"warning: {count} have no episode and {fate}: {names}", err=True)
         folds.append(FoldResult(number, episodes, evaluation, shown))
     if not group.first:
         return

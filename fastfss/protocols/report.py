@@ -127,7 +127,8 @@ def _entry(
     protocol: Protocol, images: MaskSet, one: FoldResult, about: Mapping[str, Any]
 ) -> dict[str, Any]:
     found = one.evaluation.figures
-    setting = {key: about.get(key) for key in ("shots", "ways", "splits", "split_seed", "size")}
+    decisive = ("shots", "ways", "splits", "split_seed", "read_size")
+    setting = {key: about.get(key) for key in decisive}
     return {
         "fold": one.fold,
         "hash": protocol.digest(fold=one.fold, episodes=one.episodes.digest, **setting),

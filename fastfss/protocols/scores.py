@@ -47,6 +47,17 @@ class EpisodeCounts:
         iou: Floats = np.where(union > 0, own / np.maximum(union, 1), 1.0).mean(axis=1)
         return iou
 
+    def unseen(self, classes: Sequence[int]) -> list[int]:
+        """Those of the classes that no episode is of."""
+        return sorted(set(classes) - set(self.classes.flatten().tolist()))
+
+
+def fate_of_unseen(figure: Figure) -> str:
+    """What becomes of classes without episodes, as the end of a sentence about them."""
+    if figure in _UNSEEN_IS_ZERO:
+        return "count as 0"
+    return "are left out" if figure in _UNSEEN_IS_LEFT_OUT else "leave mIoU undefined"
+
 
 @dataclass(frozen=True)
 class Figures:

@@ -73,6 +73,18 @@ def test_all_folds_give_results_and_a_page_that_loads_nothing(data: Path, tmp_pa
     assert "the number of episodes is not the published" in page
 
 
+def test_batches_give_the_same_figures_and_other_sizes_another_hash(
+    data: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name, more in (("a", ()), ("b", ("--batch", 3)), ("c", ("--size", 56))):
+        done = run(*common(data, tmp_path / name, "--fold", 0, *more))
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / name / "results.json").read_text())["folds"][0])
+    assert found[0]["miou"] == found[1]["miou"] and found[0]["hash"] == found[1]["hash"]
+    assert found[0]["hash"] != found[2]["hash"]
+
+
 def test_one_fold_has_no_mean_and_its_episodes_can_be_kept(data: Path, tmp_path: Path) -> None:
     kept = tmp_path / "episodes.json"
     first = run(*common(data, tmp_path / "a", "--fold", 1, "--save-episodes", kept))

@@ -127,6 +127,51 @@ def test_flips_do_not_depend_on_who_takes_the_episode() -> None:
     assert any(not torch.equal(a.query, b.query) for a, b in zip(wanted, unflipped, strict=True))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_count_the_same(name: str) -> None:
+    images = images_of(name)
+    listed = drawn(name, images, 5)
+    one = evaluate(model(), get_protocol(name), images, listed)
+    calls = []
+    several = evaluate(
+        model(), get_protocol(name), images, listed, batch=3, progress=lambda: calls.append(1)
+    )
+    assert np.array_equal(one.counts.pairs, several.counts.pairs)
+    assert len(calls) == len(listed.episodes)
+
+
+def test_episodes_of_other_shapes_are_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, network = images_of("ssp"), model()
+    odd = images.image
+    shapes = {number: (96, 128 - 8 * (number % 2)) for number in range(100)}
+
+    def cut(read):
+        return lambda number, *more: read(number, *more)[..., : shapes[number][1]].contiguous()
+
+    monkeypatch.setattr(images, "image", cut(odd))
+    monkeypatch.setattr(images, "mask", cut(images.mask))
+    sizes: list[int] = []
+    segment = network.segment
+
+    def noted(query: Tensor, *more: object) -> Prediction:
+        sizes.append(len(query))
+        return segment(query, *more)
+
+    monkeypatch.setattr(network, "segment", noted)
+    listed = drawn("ssp", images, 6)
+    several = evaluate(network, get_protocol("ssp"), images, listed, batch=4)
+    assert sum(sizes) == len(listed.episodes) and len(sizes) > 2
+    one = evaluate(network, get_protocol("ssp"), images, listed)
+    assert np.array_equal(one.counts.pairs, several.counts.pairs)
+
+
+def test_episodes_that_depend_on_each_other_are_not_batched() -> None:
+    images = images_of("denet")
+    running = create_model("amp", size=321).eval()
+    with pytest.raises(ValueError, match="model: expected AMP with background='episode'"):
+        evaluate(running, get_protocol("denet"), images, drawn("denet", images), batch=2)
+
+
 def test_what_does_not_fit_is_named() -> None:
     images = images_of("ssp")
     listed = drawn("ssp", images)
@@ -135,6 +180,8 @@ def test_what_does_not_fit_is_named() -> None:
     nothing = EpisodeList("pascal", images.digest, listed.classes, ())
     with pytest.raises(ValueError, match="episodes: expected at least one, got none"):
         evaluate(model(), get_protocol("ssp"), images, nothing)
+    with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
+        evaluate(model(), get_protocol("ssp"), images, listed, batch=0)
     unsized = create_model("ssp", encoder="resnet18", layers=("layer1",))
     with pytest.raises(ValueError, match=r"size: expected pixels of a side \(--size\)"):
         evaluate(unsized, get_protocol("hsnet"), images, drawn("hsnet", images))

@@ -18,6 +18,7 @@ from fastfss.protocols import (
     figures_of,
 )
 from fastfss.protocols._counting import count_pairs
+from fastfss.protocols.scores import fate_of_unseen
 
 CLASSES = (6, 7, 8, 9)
 
@@ -62,6 +63,8 @@ def test_a_class_without_episodes_is_left_out_of_ones_own_data() -> None:
     assert seen.fb_iou == pytest.approx(fold.fb_iou, abs=1e-9)
     assert seen.class_iou[6] == fold.class_iou[6]
     assert math.isnan(seen.class_iou[9])
+    assert counted(parts).unseen(CLASSES) == [9]
+    assert fate_of_unseen("seen") == "are left out" and fate_of_unseen("fold") == "count as 0"
 
 
 def test_the_confusion_leaves_out_what_never_occurred() -> None:
