@@ -120,6 +120,19 @@ def test_the_interval_is_of_episodes_drawn_again() -> None:
     np.testing.assert_allclose(found.interval, np.percentile(means, [2.5, 97.5]), atol=1.0)
 
 
+@pytest.mark.parametrize("figure", ["fold", "seen", "pfenet", "confusion", "panet", "denet"])
+def test_classes_of_few_episodes_do_not_stretch_the_interval(figure) -> None:
+    # Two classes of one and of three equal episodes: whichever are drawn, all IoUs are 60.
+    counts = EpisodeCounts(
+        np.array([[[3, 1], [1, 3]]] * 4), np.array([[6], [7], [7], [7]]), np.zeros(4, int)
+    )
+    assert figures_of(counts, (6, 7), figure).interval == (60.0, 60.0)
+    # A class that never occurs is what the protocol says.
+    three = figures_of(counts, (6, 7, 8), figure)
+    wanted = {"fold": 40.0, "pfenet": 40.0, "panet": math.nan}.get(figure, 60.0)
+    np.testing.assert_allclose([three.miou, three.interval[1]], wanted)
+
+
 def test_one_sure_episode_has_no_width() -> None:
     counts = EpisodeCounts(np.array([[[3, 1], [1, 3]]]), np.array([[6]]), np.array([0]))
     found = figures_of(counts, (6,), "fold")
