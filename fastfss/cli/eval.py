@@ -65,6 +65,13 @@ def evaluate_command(
         Path | None, typer.Option(metavar="FILE.json", help="Where to write the episodes.")
     ] = None,
     lists: Annotated[Path | None, typer.Option(help="HSNet's published split lists.")] = None,
+    original_size: Annotated[
+        bool,
+        typer.Option("--original-size", help="Count at the images' own size, as HSNet's option."),
+    ] = False,
+    no_flips: Annotated[
+        bool, typer.Option("--no-flips", help="Without the random mirroring of denet.")
+    ] = False,
     refinement: Annotated[
         str, typer.Option(metavar="none|guided|grabcut", help="Of the protocol clicks.")
     ] = "guided",
@@ -117,6 +124,13 @@ def evaluate_command(
             )
         return
     chosen = get_protocol(protocol)
+    changed = []
+    if original_size:
+        chosen = chosen.at_original_size()
+        changed.append("counted at the images' own size")
+    if no_flips:
+        chosen = chosen.without_flips()
+        changed.append("images are not mirrored")
     named = kind or chosen.sets[0]
     images = open_set(named, data, part or chosen.part.get(named, "val"))
     numbers = _folds(fold, chosen, images, folds)
@@ -158,6 +172,7 @@ def evaluate_command(
         "splits": folds,
         "split_seed": split_seed,
         "lists": None if lists is None else str(lists),
+        "changed": changed,
         "episodes_changed": episodes is not None or episodes_file is not None,
     }
     with processes(device) as group:

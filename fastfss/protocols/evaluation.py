@@ -118,7 +118,7 @@ def evaluate(
             reader.skip(listed)
             continue
         read = reader.read(listed)
-        if waiting and read.shapes != waiting[0][1].shapes:
+        if waiting and not _fit(protocol, read, waiting[0][1]):
             count()
         waiting.append((number, read))
         if len(waiting) == batch:
@@ -174,17 +174,25 @@ def segment_episode(model: FewShotSegmenter, protocol: Protocol, read: ReadEpiso
     Raises:
         ValueError: a method that needs more than masks.
     """
-    size = (read.query.shape[2], read.query.shape[3])
-    if not protocol.score_original:
-        size = (read.truth.shape[-2], read.truth.shape[-1])
     tasks = [
         _task(model, protocol, *way)
         for way in zip(read.images, read.masks, read.backgrounds, strict=True)
     ]
-    if protocol.reading == "original":
-        size = (read.truth.shape[-2], read.truth.shape[-1])
-    prediction: Prediction = model.segment(read.query, tasks, size)
+    prediction: Prediction = model.segment(read.query, tasks, _output_size(protocol, read))
     return prediction.logits
+
+
+def _output_size(protocol: Protocol, read: ReadEpisode) -> tuple[int, int]:
+    """The size of the logits; a frame is cut away from them, where the image has one."""
+    framed = protocol.reading in ("letterbox", "method")
+    like = read.query if framed else read.truth
+    return like.shape[-2], like.shape[-1]
+
+
+def _fit(protocol: Protocol, one: ReadEpisode, other: ReadEpisode) -> bool:
+    """Whether two episodes can be of one batch."""
+    sizes = _output_size(protocol, one), _output_size(protocol, other)
+    return one.shapes == other.shapes and sizes[0] == sizes[1]
 
 
 def _task(

@@ -180,6 +180,9 @@ def page(plain: Mapping[str, Any], folds: Sequence[FoldResult]) -> str:
         else f"<p><b>No published figure:</b> {html.escape(protocol['name'])} is published for "
         f"{', '.join(protocol['sets'])}.</p>"
     )
+    if plain.get("changed"):
+        text = html.escape("; ".join(plain["changed"]))
+        warning += f"<p><b>Another setting than the usual:</b> {text}.</p>"
     if plain.get("episodes_changed"):
         warning += "<p><b>No published figure:</b> the number of episodes is not the published.</p>"
     settings = "".join(

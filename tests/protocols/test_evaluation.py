@@ -140,6 +140,35 @@ def test_batches_count_the_same(name: str) -> None:
     assert len(calls) == len(listed.episodes)
 
 
+def test_hsnets_figures_at_the_original_size() -> None:
+    images, network = images_of("hsnet"), model()
+    protocol, listed = get_protocol("hsnet").at_original_size(), drawn("hsnet", images)
+    found = evaluate(network, protocol, images, listed, batch=2)
+    for episode, pairs in zip(listed.episodes, found.counts.pairs, strict=True):
+        truth = images.mask(episode.query, episode.classes[0])
+        assert pairs.sum() == (truth != IGNORED).sum()
+        assert pairs[1].sum() == (truth == 1).sum()
+        # By hand: both sides resized, the logits brought straight to the image's own size.
+        read = Reader(protocol, images, network).read(episode)
+        task = network.encode_support(read.images[0], read.masks[0])
+        labels = network.segment(read.query, task, (96, 128)).logits.argmax(dim=1)[0]
+        assert pairs[1, 1] == ((labels == 1) & (truth == 1)).sum()
+    with pytest.raises(ValueError, match="original_size: expected hsnet or fss1000, got 'panet'"):
+        get_protocol("panet").at_original_size()
+
+
+def test_denet_without_flips_mirrors_nothing() -> None:
+    images, protocol = images_of("denet"), get_protocol("denet")
+    episodes = drawn("denet", images).episodes
+    reader = Reader(protocol.without_flips(), images, model())
+    first = [reader.read(one) for one in episodes]
+    again = [reader.read(one) for one in episodes]
+    assert all(torch.equal(a.query, b.query) for a, b in zip(first, again, strict=True))
+    assert protocol.without_flips().digest() != protocol.digest()
+    with pytest.raises(ValueError, match="no_flips: expected denet, got 'hsnet'"):
+        get_protocol("hsnet").without_flips()
+
+
 def test_episodes_of_other_shapes_are_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     images, network = images_of("ssp"), model()
     odd = images.image
