@@ -54,6 +54,7 @@ class FewShotSegmenter(nn.Module):
         layers: the feature maps that the method reads.
         cheap_update: whether `support_from` runs no stage of the encoder, so that a change of the
             masks costs little.
+        grid_corners: `align_corners` of the enlargement of logits from their `logits_grid`.
         size: the pixels to which `fit` and `predict` bring images: of the longer side, or of both
             (`frame`); None keeps them as they are.
     """
@@ -67,6 +68,7 @@ class FewShotSegmenter(nn.Module):
     default_size: ClassVar[int | None] = None
     few_shot: ClassVar[bool] = True
     cheap_update: ClassVar[bool] = True
+    grid_corners: ClassVar[bool] = True
 
     def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
         super().__init__()
@@ -124,6 +126,18 @@ class FewShotSegmenter(nn.Module):
             task: one task, or one a way.
             output_size: height and width of the logits; the images' by default.
         """
+
+    def logits_grid(self, features: Features, tasks: Sequence[Task]) -> tuple[int, int] | None:
+        """The grid on which `segment_from` makes its logits before it enlarges them, or None.
+
+        With it as `output_size`, `segment_from` returns the logits as they are; enlarged to another
+        size, bilinear with `grid_corners`, they are those of that size. None where the logits are
+        made in another way.
+
+        Args:
+            features, task: as in segment_from; one task a way.
+        """
+        return None
 
     def fit_from(self, features: Sequence[Features], masks: Images) -> Task:
         """`support_from` as `fit` does it, without a trace in the model.

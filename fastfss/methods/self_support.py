@@ -86,7 +86,7 @@ def select(scores: Tensor, config: SelfSupportConfig) -> Tensor:
     count = min(config.fallback, probabilities.shape[2])
     best = probabilities.topk(count, dim=2).indices
     fallback = torch.zeros_like(above).scatter_(2, best, True)
-    chosen = torch.where(above.any(dim=2, keepdim=True), above, fallback)
+    chosen = above | (fallback & ~above.any(dim=2, keepdim=True))
     return chosen.to(scores.dtype).view(scores.shape)
 
 
