@@ -95,6 +95,11 @@ class Engine(ABC):
             deque(maxlen=_REMEMBERED),
         )
 
+    @property
+    def exact(self) -> bool:
+        """Whether it computes in float32."""
+        return self.manifest.precision == "fp32"
+
     @classmethod
     @abstractmethod
     def why_not(cls, manifest: Manifest, device: torch.device) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,24 +36,24 @@ def self_check(
     _check_rebuilt(model, model_of(folder, manifest), example_of(model, settings))
     encode = session(_runnable(folder / manifest.encode.file, manifest))
     match = session(folder / manifest.match.file)
-    maps_error, bound, match_error, agreement = 0.0, TOLERANCE, 0.0, 100.0
+    encoded, bound, matched, agreement = 0.0, TOLERANCE, 0.0, 100.0
     for seed in range(_EXAMPLES):
         example = example_of(model, _another_size(settings, seed), seed)
         maps = run(encode, manifest.encode, {"images": example.images})
-        maps_error = max(maps_error, _maps_error(maps, example.features.maps))
+        encoded = max(encoded, maps_error(maps, example.features.maps))
         if manifest.precision in LOW_DTYPES:
             bound = max(bound, 2 * _eager_error(model, example, manifest))
         wanted = _logits(model, example)
         on_own_maps = _matched(match, manifest, example, dict(example.features.maps))
-        match_error = max(match_error, _relative(on_own_maps, wanted))
+        matched = max(matched, relative_error(on_own_maps, wanted))
         labels = _matched(match, manifest, example, maps).argmax(1)
         alike = (labels == wanted.argmax(1)).float().mean().item()
         agreement = min(agreement, 100 * alike)
-    check = Check(maps_error, match_error, agreement, _EXAMPLES)
-    if not (match_error <= TOLERANCE and (manifest.precision == "int8" or maps_error <= bound)):
+    check = Check(encoded, matched, agreement, _EXAMPLES)
+    if not (matched <= TOLERANCE and (manifest.precision == "int8" or encoded <= bound)):
         raise EngineError(
-            f"self-check: the graphs differ from eager PyTorch: encode {maps_error:.1e} (at most "
-            f"{bound:.1e}), match {match_error:.1e} (at most {TOLERANCE:.0e}); nothing was written"
+            f"self-check: the graphs differ from eager PyTorch: encode {encoded:.1e} (at most "
+            f"{bound:.1e}), match {matched:.1e} (at most {TOLERANCE:.0e}); nothing was written"
         )
     if manifest.precision == "fp32" and agreement < _LEAST_AGREEMENT:
         raise EngineError(
@@ -69,7 +70,7 @@ def _check_rebuilt(model: FewShotSegmenter, rebuilt: FewShotSegmenter, example: 
         EngineError: it is another: options that were not told.
     """
     wanted = _logits(model, example)
-    if _relative(_logits(rebuilt, example), wanted) > TOLERANCE:
+    if relative_error(_logits(rebuilt, example), wanted) > TOLERANCE:
         raise EngineError(
             "options: expected all that the model was made with, but a model made with "
             "the same weights and the given options segments otherwise"
@@ -112,18 +113,29 @@ def _eager_error(model: FewShotSegmenter, example: Example, manifest: Manifest) 
     low = model.for_inference(dtype=dtype)
     with torch.no_grad():
         maps = low.encode(example.images.to(dtype)).maps
-    return _maps_error({k: t.float() for k, t in maps.items()}, example.features.maps)
+    return maps_error({k: t.float() for k, t in maps.items()}, example.features.maps)
 
 
-def _maps_error(maps: Any, wanted: Any) -> float:
+def maps_error(maps: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    """Of all maps the largest error, the norm of the difference by the norm."""
     errors = [float((maps[k] - t).norm() / t.norm().clamp_min(1e-30)) for k, t in wanted.items()]
     return max(errors) if all(e == e for e in errors) else float("nan")
 
 
-def _relative(found: Tensor, wanted: Tensor) -> float:
+def relative_error(found: Tensor, wanted: Tensor) -> float:
     """Largest difference by largest magnitude; equal infinities are no difference."""
     finite = wanted.isfinite()
     if not torch.equal(finite, found.isfinite()):
         return float("inf")
     scale = wanted[finite].abs().max().clamp_min(1e-30)
     return float((found[finite] - wanted[finite]).abs().max() / scale)
+
+
+def label_iou(found: Tensor, wanted: Tensor) -> float:
+    """Of the ways in two label maps the least intersection over union; 1 where both have none."""
+    ious = [1.0]
+    for way in wanted.unique().tolist():
+        if way > 0:
+            one, other = found == way, wanted == way
+            ious.append(float((one & other).sum() / (one | other).sum()))
+    return min(ious)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -14,14 +15,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import UserError
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 import fastfss
 from fastfss.atomic import TEMPORARY_SUFFIX
 from fastfss.data import ImageLike
 from fastfss.engines.accuracy import CheckClass, measured_cost
+from fastfss.engines.aot import write_packages
 from fastfss.engines.check import self_check
 from fastfss.engines.examples import LOW_DTYPES, ExportSettings, example_of, prepared, sized
-from fastfss.engines.graphs import EncodeGraph, MatchGraph
+from fastfss.engines.graphs import EncodeGraph, MatchGraph, graphs_of
 from fastfss.engines.manifest import (
     ENCODE,
     MANIFEST,
@@ -57,6 +61,7 @@ def export_engine(
     *,
     calibration: Sequence[ImageLike] = (),
     check_set: Sequence[CheckClass] = (),
+    aot_inductor: bool = False,
     overwrite: bool = False,
     report: Report = print,
 ) -> Manifest:
@@ -70,6 +75,7 @@ def export_engine(
         settings: what to export.
         calibration: images like those to come; int8 takes its ranges from them.
         check_set: annotated images on which a low precision's cost is measured.
+        aot_inductor: also write encode.pt2 and match.pt2, float32, for C++ programs.
         overwrite: replace an engine folder that is there.
         report: told what the self-check finds.
 
@@ -92,6 +98,9 @@ def export_engine(
     with _folder(out, overwrite) as folder:
         manifest = _write(model, folder, settings, calibration)
         manifest = _checked(model, folder, manifest, settings, check_set, report)
+        if aot_inductor:
+            report("compiling encode.pt2 and match.pt2")
+            _write_packages(model, folder, manifest, settings)
         manifest.write(folder)
     return manifest
 
@@ -160,6 +169,18 @@ def _write(
     )
 
 
+def _write_packages(
+    model: FewShotSegmenter, folder: Path, manifest: Manifest, settings: ExportSettings
+) -> None:
+    """The graphs for C++, always in float32."""
+    model = sized(model, settings)
+    example = example_of(model, settings)
+    encode, match = graphs_of(model, manifest)
+    of_tasks = [t for one in example.tasks for t in one.tensors.values()]
+    inputs = [*example.features.maps.values(), *of_tasks]
+    write_packages(folder, manifest, (encode, [example.images]), (match, inputs))
+
+
 def margins_of(prediction: Prediction) -> Margins:
     """Which of the two rules makes a method's margins of its logits.
 
@@ -197,8 +218,15 @@ def to_onnx(
     axes = [dict.fromkeys(free.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in names]
     shapes = {"inputs": tuple(axes)} if len(names) > 1 else {"images": axes[0]}
     try:
-        with references_only(), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about its own internals
+        # torch warns of its own internals, and prints the whole graph before it raises.
+        with (
+            references_only(),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            redirect_stderr(io.StringIO()),
+            redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
             program = torch.export.export(
                 module,
                 tuple(inputs),
@@ -213,9 +241,12 @@ def to_onnx(
                 dynamo=True,
                 verbose=False,
             )
-    except (torch._dynamo.exc.UserError, torch.onnx.OnnxExporterError) as error:
+    except (UserError, GuardOnDataDependentSymNode, torch.onnx.OnnxExporterError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise NotImplementedError(f"no graph of {type(module).__name__}: {reason}") from error
+        raise NotImplementedError(
+            f"no {type(module).__name__} of this method: its shapes or its course depend on values "
+            f"({reason})"
+        ) from error
     assert exported is not None
     model: onnx.ModelProto = exported.model_proto
     _rename_axes(model, free)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from fastfss.engines.base import task_input
@@ -103,9 +102,3 @@ def graphs_of(model: FewShotSegmenter, manifest: Manifest) -> tuple[EncodeGraph,
         on_grid=manifest.output.on_grid,
     )
     return encode.eval(), match.eval()
-
-
-def run_encode(graph: EncodeGraph, images: Tensor) -> dict[str, Tensor]:
-    """The maps by name."""
-    with torch.no_grad():
-        return dict(zip(graph.names, graph(images), strict=True))

@@ -34,6 +34,11 @@ class EagerEngine(Engine):
             return "torch sees no NVIDIA GPU"
         return None
 
+    @property
+    def exact(self) -> bool:
+        """It always computes in float32."""
+        return True
+
     @torch.no_grad()
     def _encode(self, images: Tensor) -> dict[str, Tensor]:
         maps = self._run_encode(images)

@@ -208,6 +208,27 @@ class Manifest:
     weights_sha256: str
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        def listed(specs: Sequence[TensorSpec]) -> str:
+            return ", ".join(map(str, specs))
+
+        before, cost = self.preprocessing, self.cost
+        known = "not measured" if cost is None else f"{cost.points:+.2f} points of mIoU"
+        lines = [
+            f"{self.method} of {self.settings['encoder']}, layers {self.settings['layers']}, "
+            f"weights {self.settings['weights']}",
+            f"  images: {' x '.join(map(str, self.image_size))}, frame {before.frame}",
+            f"  {self.shots} shots, {self.ways} ways; a task: {listed(self.task)}",
+            f"  maps: {listed(self.maps)}",
+            f"  logits: {listed(self.match.outputs)}",
+            f"  precision: {self.precision}"
+            + ("" if self.precision == "fp32" else f", which costs {known}"),
+            f"  self-check: encode {self.check.encode:.1e}, match {self.check.match:.1e}, "
+            f"{self.check.agreement:.3f} % of pixels alike",
+            f"  made by {', '.join(f'{name} {one}' for name, one in self.versions.items())}",
+        ]
+        return "\n".join(lines)
+
     @property
     def dynamic(self) -> bool:
         """Whether images may have any size."""
