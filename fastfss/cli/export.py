@@ -100,7 +100,7 @@ def export(
             f"--precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}"
         )
     settings = ExportSettings(
-        image_size(size, model.size), shots, ways, dynamic, matching, options=options
+        image_size(size, model.default_size), shots, ways, dynamic, matching, options=options
     )
     manifest = export_engine(
         model,

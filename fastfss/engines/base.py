@@ -96,6 +96,11 @@ class Engine(ABC):
         )
 
     @property
+    def name(self) -> str:
+        """What `load` calls it."""
+        return self.backend
+
+    @property
     def exact(self) -> bool:
         """Whether it computes in float32."""
         return self.manifest.precision == "fp32"
@@ -247,19 +252,13 @@ class Engine(ABC):
         """uint8 (3, H, W) -> the encode graph's input, normalised (1, 3, h, w)."""
         before = self.manifest.preprocessing
         images = image.unsqueeze(0).to(self.device, torch.float32).div_(255)
-        if before.frame == "letterbox" or self.manifest.dynamic:
-            images = frame_image(images, before.frame, before.size)
-        elif images.shape[-2:] != (size := self.manifest.fixed_size()):
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        images = frame_image(images, before.frame, before.size)
         return before.normalization.apply(images)
 
     def frame_of(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """What an image of a size becomes: see `fastfss.methods.frames.frame_size`."""
         before = self.manifest.preprocessing
-        if before.frame == "letterbox" or self.manifest.dynamic:
-            return frame_size(*size, before.frame, before.size)
-        fixed = self.manifest.fixed_size()
-        return fixed, fixed
+        return frame_size(*size, before.frame, before.size)
 
     def check_task(self, task: Task) -> None:
         """Raise ValueError if the engine cannot take a task."""
@@ -305,9 +304,7 @@ class Engine(ABC):
         encode, match = (statistics.median(t) * 1e3 if t else None for t in self._times)
         first = sum(self._first) if all(self._calls) else None
         calls = (self._calls[0], self._calls[1])
-        return EngineStats(
-            self.backend, self.load_seconds, first, encode, match, calls, why=self.why
-        )
+        return EngineStats(self.name, self.load_seconds, first, encode, match, calls, why=self.why)
 
     def _timed(self, graph: int, started: float) -> None:
         seconds = time.perf_counter() - started
@@ -330,18 +327,20 @@ def model_of(folder: Path, manifest: Manifest) -> FewShotSegmenter:
         FileNotFoundError, EngineError: no weights there, or others than the manifest is of.
     """
     check_digest(folder / WEIGHTS, manifest.weights_sha256)
+    before = manifest.preprocessing
     try:
         model = create_model(
             manifest.method,
             encoder=manifest.settings["encoder"],
             layers=manifest.settings["layers"].split(","),
             weights=folder / WEIGHTS,
-            size=manifest.preprocessing.size,
+            size=before.size if isinstance(before.size, int) else None,
             **manifest.options,
         )
     except TypeError as error:
         raise EngineError(f"{folder}: made by another version of fastfss ({error})") from error
     # What was exported may have been a copy for inference, whose tasks are those of its origin.
+    model.size = before.size
     model._origin_fingerprint = manifest.settings["weights"]
     return model
 

@@ -71,15 +71,15 @@ def sized(model: FewShotSegmenter, settings: ExportSettings) -> FewShotSegmenter
         wanted = f"a square, which {model.method} puts images into, and not free"
         raise expected("size", wanted, f"{height}x{width}{', dynamic' * settings.dynamic}")
     model = copy.deepcopy(model).cpu().eval()
-    if not (settings.dynamic and model.frame == "aspect"):
-        model.size = max(height, width)
+    if not settings.dynamic:
+        square = height == width and model.frame != "aspect"
+        model.size = height if square else (height, width)
     return model
 
 
 def example_of(model: FewShotSegmenter, settings: ExportSettings, seed: int = 0) -> Example:
     """Made-up supports and an image: smooth noise with bright blobs."""
-    height, width = settings.size
-    supports = (height, width) if model.frame == "aspect" else (max(height, width),) * 2
+    supports = settings.size
     normalise = model.encoder.normalization.apply
     tasks = []
     for way in range(settings.ways):
@@ -95,13 +95,10 @@ def example_of(model: FewShotSegmenter, settings: ExportSettings, seed: int = 0)
     return Example(images, features, tasks, prediction)
 
 
-def prepared(model: FewShotSegmenter, image: ImageLike, settings: ExportSettings) -> Tensor:
+def prepared(model: FewShotSegmenter, image: ImageLike) -> Tensor:
     """An image as the encode graph takes it."""
     pixels = read_image(image, argument="calibration").unsqueeze(0).float().div_(255)
-    if model.frame == "letterbox":
-        pixels = frame_image(pixels, model.frame, model.size)
-    else:
-        pixels = F.interpolate(pixels, settings.size, mode="bilinear", antialias=True)
+    pixels = frame_image(pixels, model.frame, model.size)
     return model.encoder.normalization.apply(pixels)
 
 

@@ -137,7 +137,7 @@ def _write(
     if settings.precision == "int8":
         from fastfss.engines.quantization import quantized
 
-        images = [prepared(model, one, settings) for one in calibration]
+        images = [prepared(model, one) for one in calibration]
         encode_model = quantized(encode_model, images)
     graphs = [
         _saved(folder / file, graph)

@@ -10,6 +10,7 @@ import torch
 
 from fastfss.engines.base import Engine
 from fastfss.engines.manifest import Manifest
+from fastfss.engines.mixed import MixedEngine
 from fastfss.errors import expected
 
 # Backend -> module and class: a module is loaded where its backend is asked for, because each
@@ -28,8 +29,9 @@ def load(path: str | Path, backend: str = "auto", *, device: str | torch.device 
 
     Args:
         path: the folder.
-        backend: one of `list_backends()`, or "auto": the fastest here of those that are installed,
-            measured once and remembered beside the folder's manifest.
+        backend: one of `list_backends()`; two of them with a plus for the two graphs, such as
+            "openvino+eager"; or "auto": the fastest here of those that are installed, measured
+            once and remembered beside the folder's manifest.
         device: "cpu" or "cuda".
 
     Returns:
@@ -51,12 +53,29 @@ def load(path: str | Path, backend: str = "auto", *, device: str | torch.device 
         from fastfss.engines.choice import choose
 
         return choose(folder, Manifest.read(folder), where)
-    kind = backend_class(backend)
+    for one in backend.split("+", 1):
+        backend_class(one)
     started = time.perf_counter()
     manifest = Manifest.read(folder)
-    if (reason := kind.why_not(manifest, where)) is not None:
+    reading = time.perf_counter() - started
+    engine = load_backend(backend, folder, manifest, where)
+    engine.load_seconds += reading
+    return engine
+
+
+def load_backend(backend: str, folder: Path, manifest: Manifest, device: torch.device) -> Engine:
+    """Load a folder whose manifest is read already; see `load`, but for "auto"."""
+    first, plus, second = backend.partition("+")
+    if plus:
+        return MixedEngine(
+            load_backend(first, folder, manifest, device),
+            load_backend(second, folder, manifest, device),
+        )
+    kind = backend_class(backend)
+    if (reason := kind.why_not(manifest, device)) is not None:
         raise NotImplementedError(f"backend {backend!r} cannot serve {folder}: {reason}")
-    engine = kind(folder, manifest, where)
+    started = time.perf_counter()
+    engine = kind(folder, manifest, device)
     engine.load_seconds = time.perf_counter() - started
     return engine
 

@@ -18,7 +18,7 @@ from fastfss.atomic import write_text_atomically
 from fastfss.encoders import Encoder
 from fastfss.encoders.base import Normalization
 from fastfss.errors import expected
-from fastfss.methods.frames import Frame
+from fastfss.methods.frames import Frame, FrameSize
 from fastfss.task import Task
 
 FORMAT = "fastfss-engine-1"
@@ -93,14 +93,14 @@ class Preprocessing:
     """From an image to the tensor `images` of the encode graph.
 
     Attributes:
-        frame: how an image is brought to its size: "aspect", "square" or "letterbox", see
-            `fastfss.methods.frames`. Of one fixed size, "aspect" and "square" stretch to it.
-        size: pixels of the longer side, or of both; None keeps an image as it is.
+        frame: how an image is brought to its size: "aspect", "square" or "letterbox".
+        size: pixels of the longer side, or of both; or height and width, to which it is stretched;
+            None keeps it as it is. See `fastfss.methods.frames`.
         mean, std, scale, bgr: see `fastfss.encoders.Normalization`.
     """
 
     frame: Frame
-    size: int | None
+    size: FrameSize
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     scale: float = 1.0
@@ -112,7 +112,7 @@ class Preprocessing:
         return Normalization(self.mean, self.std, self.scale, self.bgr)
 
     @staticmethod
-    def of(frame: Frame, size: int | None, encoder: Encoder) -> Preprocessing:
+    def of(frame: Frame, size: FrameSize, encoder: Encoder) -> Preprocessing:
         """That of a model."""
         norm = encoder.normalization
         return Preprocessing(frame, size, norm.mean, norm.std, norm.scale, norm.bgr)
@@ -140,7 +140,8 @@ class Check:
 
     Attributes:
         encode: of all maps the largest relative error, norm of the difference by norm.
-        match: of the logits, largest difference by largest magnitude, of the same maps.
+        match: of the logits, largest difference by largest magnitude, of the same maps; the median
+            over the images.
         agreement: pixels, in percent, whose label both graphs together give as eager float32.
         images: how many were compared.
     """
@@ -358,7 +359,8 @@ def _value(hint: Any, value: Any) -> Any:
         if value is None:
             return None
         kinds = [one for one in get_args(hint) if one is not type(None)]
-        hint = kinds[0] if len(kinds) == 1 else hint
+        lists = [one for one in kinds if typing.get_origin(one) is tuple]
+        hint = lists[0] if isinstance(value, list) and lists else kinds[0]
     if is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise TypeError(f"expected an object of {hint.__name__}, got {value!r}")

@@ -21,7 +21,7 @@ from fastfss.encoders import Encoder, load_encoder
 from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import CheckpointError, expected
 from fastfss.methods.features import Features
-from fastfss.methods.frames import Frame, frame_image, frame_mask, frame_size
+from fastfss.methods.frames import Frame, FrameSize, frame_image, frame_mask, frame_size
 from fastfss.methods.graphed import GraphedQuery
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.prediction import Prediction
@@ -56,7 +56,8 @@ class FewShotSegmenter(nn.Module):
             masks costs little.
         grid_corners: `align_corners` of the enlargement of logits from their `logits_grid`.
         size: the pixels to which `fit` and `predict` bring images: of the longer side, or of both
-            (`frame`); None keeps them as they are.
+            (`frame`); or height and width, to which they are stretched; None keeps them as they
+            are.
     """
 
     method: ClassVar[str]
@@ -69,6 +70,8 @@ class FewShotSegmenter(nn.Module):
     few_shot: ClassVar[bool] = True
     cheap_update: ClassVar[bool] = True
     grid_corners: ClassVar[bool] = True
+
+    size: FrameSize
 
     def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
         super().__init__()

@@ -400,7 +400,7 @@ class PFENet(FewShotSegmenter):
         deep = [encoder.features.index(encoder.info(layer)) for layer in self.layers]
         if len(deep) < 2 or deep != sorted(set(deep)):
             raise expected("layers", "two or more maps, shallow to deep", ", ".join(self.layers))
-        if self.size is not None and (self.size < 2 or (self.size - 1) % STRIDE):
+        if isinstance(self.size, int) and (self.size < 2 or (self.size - 1) % STRIDE):
             raise expected("size", "8 n + 1 pixels, such as 473 or 641", str(self.size))
         if not pyramid or any(not side > 0 or (side > 1 and side != int(side)) for side in pyramid):
             wanted = "whole numbers of positions, or fractions of at most 1"
