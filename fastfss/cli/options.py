@@ -28,7 +28,13 @@ def program(version: VersionOption = False, debug: DebugOption = False) -> None:
 
 
 # Options that take any number of values, and how many belong together.
-_MANY_VALUES = {"--query": 1, "--support": 2, "--support-folder": 1, "--task": 1}
+_MANY_VALUES = {
+    **{"--query": 1, "--support": 2, "--support-folder": 1, "--task": 1},
+    **{"--click": 1, "--scribble": 1, "--box": 1},
+}
+# Those whose values are coordinates, with a minus before those of the background. They stand for
+# the mask of --support.
+_MARKS = ("--click", "--scribble", "--box")
 
 
 class ManyValuesCommand(TyperCommand):
@@ -56,24 +62,34 @@ def repeat_flags(arguments: list[str]) -> list[str]:
         typer.BadParameter: a flag has fewer or more values than belong together.
 
     Example:
+        >>> repeat_flags(["--click", "30,20", "-5,5", "--overwrite"])
+        ['--click=30,20', '--click=-5,5', '--overwrite']
         >>> repeat_flags(["--support", "1.jpg", "1.png", "--query", "2.jpg", "--overwrite"])
         ['--support', '1.jpg', '--support', '1.png', '--query', '2.jpg', '--overwrite']
     """
     repeated: list[str] = []
+    marked = any(argument.partition("=")[0] in _MARKS for argument in arguments)
     rest = list(reversed(arguments))
     while rest:
         flag = rest.pop()
         together = _MANY_VALUES.get(flag, 0)
         values: list[str] = []
-        while together and rest and not rest[-1].startswith("-"):
+        while together and rest and _is_value(flag, rest[-1]):
             values.append(rest.pop())
         if not values:
             repeated.append(flag)
-        elif len(values) % together:
+        elif len(values) % together and not (marked and flag == "--support"):
             raise typer.BadParameter(
                 f"{flag}: expected an image and its mask, then the next image and mask, got "
                 f"{' '.join(values)}"
             )
         for value in values:
-            repeated += [flag, value]
+            # Click takes "-5,5" after a flag for another flag.
+            repeated += [f"{flag}={value}"] if flag in _MARKS else [flag, value]
     return repeated
+
+
+def _is_value(flag: str, argument: str) -> bool:
+    if flag in _MARKS and argument[:1] == "-":
+        return argument[1:2].isdigit() or argument[1:2] == "."
+    return not argument.startswith("-")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import torch
 import typer
 from rich.console import Console
 
+from fastfss.annotation import Annotation, Unsaid
 from fastfss.atomic import check_writable
+from fastfss.cli.marks import Shot, read_marks, read_shot
 from fastfss.cli.options import DebugOption
 from fastfss.cli.prediction_folder import REPORT, PendingQuery, PredictionFolder
 from fastfss.cli.prediction_run import Model, progress_bar, segment_queries
@@ -49,7 +51,38 @@ def predict(
     ] = None,
     support: Annotated[
         list[Path] | None,
-        typer.Option(metavar="IMAGE MASK ...", help="Annotated images of one class."),
+        typer.Option(
+            metavar="IMAGE MASK ...",
+            help="Annotated images of one class; instead of a mask an annotation's .json file, or, "
+            "for one image, what --click, --scribble and --box say.",
+        ),
+    ] = None,
+    click: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y ...",
+            help="Pixels of the object in the --support image; -X,Y is background.",
+        ),
+    ] = None,
+    scribble: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y,X,Y,... ...", help="Strokes likewise; -X,Y,... is on the background."
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LEFT,TOP,RIGHT,BOTTOM ...",
+            help="Boxes likewise; what is outside of all is background.",
+        ),
+    ] = None,
+    unsaid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(get_args(Unsaid)),
+            help="What pixels are of which clicks and the like say nothing.",
+        ),
     ] = None,
     support_folder: Annotated[
         list[Path] | None,
@@ -129,7 +162,14 @@ def predict(
         size=size,
         options=method_options(option or [], refine),
         value=value,
-        ways=_ways(support or [], name, support_folder or [], task or [], value),
+        ways=_ways(
+            support_shots(support or [], read_marks(click or [], scribble or [], box or [])),
+            name,
+            support_folder or [],
+            task or [],
+            value,
+        ),
+        unsaid=_unsaid(unsaid),
     )
     _check_device(device)
     _check_save_task(save_task, settings.ways)
@@ -209,28 +249,50 @@ def _prepare(
             model.check_task(loaded)
             tasks.append(loaded.to(device))
             continue
-        fitted = model.fit(way.shots, name=way.name or "object", mask_value=settings.value)
+        shots = [read_shot(shot, model.point_width, settings.unsaid) for shot in way.shots]
+        fitted = model.fit(shots, name=way.name or "object", mask_value=settings.value)
         if save_task is not None:
             fitted.save(save_task)
         tasks.append(fitted)
     return model, tasks
 
 
+def support_shots(files: Sequence[Path], said: Annotation | None) -> tuple[Shot, ...]:
+    """The shots of --support: pairs of image and mask, or one image and what is said of it."""
+    if said is not None:
+        if len(files) != 1:
+            raise typer.BadParameter(
+                "--click, --scribble and --box annotate one image, the only one of --support; "
+                f"got {len(files)} files"
+            )
+        return ((files[0], said),)
+    if len(files) % 2:
+        raise typer.BadParameter(f"--support: expected images and masks, got {len(files)} files")
+    return tuple(zip(files[::2], files[1::2], strict=True))
+
+
+def _unsaid(text: str | None) -> Unsaid | None:
+    choices: tuple[Unsaid, ...] = get_args(Unsaid)
+    for choice in choices:
+        if choice == text:
+            return choice
+    if text is not None:
+        raise typer.BadParameter(f"--unsaid: expected one of {', '.join(choices)}, got {text!r}")
+    return None
+
+
 def _ways(
-    support: Sequence[Path],
+    shots: tuple[Shot, ...],
     name: str | None,
     support_folders: Sequence[Path],
     tasks: Sequence[Path],
     value: int | None,
 ) -> tuple[Way, ...]:
     """Put the classes in order: --support, the --support-folders, the --tasks."""
-    if name is not None and not support:
+    if name is not None and not shots:
         raise typer.BadParameter("--name names the class of --support; got no --support")
-    if value is not None and not (support or support_folders):
+    if value is not None and not (shots or support_folders):
         raise typer.BadParameter("--value reads masks; got no --support or --support-folder")
-    if len(support) % 2:
-        raise typer.BadParameter(f"--support: expected images and masks, got {len(support)} files")
-    shots = tuple(zip(support[::2], support[1::2], strict=True))
     ways = [Way(name or "object", shots)] if shots else []
     ways += [
         Way(folder.absolute().name, tuple(read_support_folder(folder)))

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from fastfss.annotation import SupportMask
 from fastfss.atomic import atomic_path
 from fastfss.cli.prediction_folder import PendingQuery, PredictionFolder
 from fastfss.data import read_image
@@ -38,8 +39,13 @@ OnDone = Callable[[PendingQuery, Exception | None], None]
 class Model(Protocol):
     """What predicting needs of a model."""
 
-    def fit(self, shots: Sequence[tuple[Path, Path]], *, name: str, mask_value: int | None) -> Task:
+    def fit(
+        self, shots: Sequence[tuple[Path, SupportMask]], *, name: str, mask_value: int | None
+    ) -> Task:
         """Make a task from annotated images."""
+
+    def point_width(self, size: tuple[int, int]) -> float:
+        """How wide a point of an annotation is, in an image of a size."""
 
     def check_task(self, task: Task) -> None:
         """Refuse a task of another model."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fastfss import __version__
+from fastfss.annotation import Annotation, Unsaid
+from fastfss.cli.marks import Shot
 from fastfss.errors import expected
 
 # The word that stands for a download instead of a file.
@@ -17,10 +19,13 @@ IMAGENET = "imagenet"
 
 @dataclass(frozen=True)
 class Way:
-    """One class to look for: annotated images with a name, or a task saved earlier."""
+    """One class to look for: annotated images with a name, or a task saved earlier.
+
+    A shot is an image with its mask, the file of an annotation, or the annotation itself.
+    """
 
     name: str | None = None
-    shots: tuple[tuple[Path, Path], ...] = ()
+    shots: tuple[Shot, ...] = ()
     task: Path | None = None
 
 
@@ -28,7 +33,8 @@ class Way:
 class PredictionSettings:
     """Everything that decides what the predictions are; None leaves a choice to the method.
 
-    `options` are the method's own, by the names of its constructor's arguments.
+    `options` are the method's own, by the names of its constructor's arguments. `unsaid` says what
+    pixels are of which annotations say nothing.
     """
 
     method: str
@@ -39,6 +45,7 @@ class PredictionSettings:
     options: Mapping[str, bool | int | float | str]
     value: int | None
     ways: tuple[Way, ...]
+    unsaid: Unsaid | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON, with a digest of every file.
@@ -56,6 +63,7 @@ class PredictionSettings:
             "size": self.size,
             "options": dict(self.options),
             "value": self.value,
+            "unsaid": self.unsaid,
             "ways": [_way_record(way) for way in self.ways],
         }
 
@@ -101,8 +109,13 @@ def _way_record(way: Way) -> dict[str, Any]:
     if way.task is not None:
         return {"task": _file_record(way.task, "--task")}
     shots = [
-        {"image": _file_record(image, "support image"), "mask": _file_record(mask, "support mask")}
-        for image, mask in way.shots
+        {
+            "image": _file_record(image, "support image"),
+            "mask": said.to_json()
+            if isinstance(said, Annotation)
+            else _file_record(said, "support mask"),
+        }
+        for image, said in way.shots
     ]
     return {"name": way.name, "shots": shots}
 

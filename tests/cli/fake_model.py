@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastfss.annotation import Annotation, SupportMask, annotation_mask
 from fastfss.data import read_image, read_mask
 from fastfss.errors import expected
 from fastfss.result import Result
@@ -29,12 +30,22 @@ class FakeModel:
         self.delay = delay
         self.fail_on = fail_on
         self.predicted = 0
+        self.masks: list[Tensor] = []
 
-    def fit(self, shots: Sequence[tuple[Path, Path]], *, name: str, mask_value: int | None) -> Task:
+    def point_width(self, size: tuple[int, int]) -> float:
+        return 3.0
+
+    def fit(
+        self, shots: Sequence[tuple[Path, SupportMask]], *, name: str, mask_value: int | None
+    ) -> Task:
         levels = []
-        for number, (image_file, mask_file) in enumerate(shots):
+        for number, (image_file, said) in enumerate(shots):
             image = read_image(image_file, argument=f"shots[{number}] image")
-            mask = read_mask(mask_file, value=mask_value, argument=f"shots[{number}] mask")
+            if isinstance(said, Annotation):
+                mask = annotation_mask(said, (image.shape[1], image.shape[2]))
+            else:
+                mask = read_mask(said, value=mask_value, argument=f"shots[{number}] mask")
+            self.masks.append(mask)
             levels.append(image.float().mean(0)[mask == 1].mean())
         return Task("fake", {"level": torch.stack(levels)[None]}, name, {"weights": "fake"})
 

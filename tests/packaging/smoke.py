@@ -19,9 +19,6 @@ from fastfss import ops
 from fastfss.environment import environment
 from fastfss.training import list_recipes, load_recipe
 
-# Made of torch's own operators: there is no backend to choose.
-PLAIN = {"center_pivot_conv4d"}
-
 
 def operations() -> dict[str, Callable[[str], Tensor | tuple[Tensor, ...]]]:
     """Every public operation on small inputs, as a function of the backend."""
@@ -30,6 +27,8 @@ def operations() -> dict[str, Callable[[str], Tensor | tuple[Tensor, ...]]]:
     prototypes = torch.randn(2, 8)
     value = torch.rand(1, 1, 6, 7)
     masks = torch.rand(1, 2, 24, 28)
+    pairs, weight, bias = torch.randn(1, 2, 3, 3, 4, 4), torch.randn(4, 2, 3, 3), torch.randn(4)
+    pivots = pairs, weight, bias, weight, bias
     return {
         "masked_average_pool": lambda b: ops.masked_average_pool(features, masks, backend=b),
         "prototype_match": lambda b: ops.prototype_match(features, prototypes, backend=b),
@@ -37,13 +36,17 @@ def operations() -> dict[str, Callable[[str], Tensor | tuple[Tensor, ...]]]:
         "dense_match_sums": lambda b: ops.dense_match_sums(
             features, others, value, value[:, 0], backend=b
         ),
+        "center_pivot_block": lambda b: ops.center_pivot_block(
+            *pivots, bias, bias, groups=2, backend=b
+        ),
+        "center_pivot_conv4d": lambda b: ops.center_pivot_conv4d(*pivots, backend=b),
         "dense_correlation": lambda b: ops.dense_correlation([features], [others], backend=b),
     }
 
 
 def check_operations(wanted: str) -> None:
     """Each operation by each backend: equal, or refused with a reason."""
-    public = set(ops.__all__) - {"Explanation", "explain"} - PLAIN
+    public = set(ops.__all__) - {"Explanation", "explain"}
     calls = operations()
     assert set(calls) == public, set(calls) ^ public
     for name, call in calls.items():
@@ -65,7 +68,7 @@ def check_kernels() -> None:
     """The Triton kernels are part of the package, and each loads."""
     folder = Path(fastfss.__file__).parent / "kernels"
     stems = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-    operations_with_files = set(operations()) - {"dense_match_sums"}
+    operations_with_files = set(operations()) - {"dense_match_sums", "center_pivot_block"}
     assert operations_with_files <= stems, operations_with_files - stems
     if importlib.util.find_spec("triton") is not None:
         for stem in stems:
