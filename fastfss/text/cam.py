@@ -41,20 +41,31 @@ def class_features(tower: ClipTower, labels: Sequence[str], template: str = TEMP
     return F.normalize(tower.text_features(texts), dim=1)
 
 
-def probabilities(tower: ClipTower, activations: Tensor, classes: Tensor) -> Tensor:
+def probabilities(
+    tower: ClipTower, activations: Tensor, classes: Tensor, absent: Tensor | None = None
+) -> Tensor:
     """The probabilities (B, N) of classes: softmax of 100 times the cosines.
 
     Args:
         tower: CLIP.
         activations: (B, C, h, w) of tower.activations.
         classes: (N, D) of class_features.
+        absent: (B, N) bool, the classes that do not compete; their probability is 0.
     """
     features = F.normalize(tower.pool(activations), dim=1)
-    return (SCALE * features @ classes.t()).softmax(dim=1)
+    logits = SCALE * features @ classes.t()
+    if absent is not None:
+        logits = logits.masked_fill(absent, -torch.inf)
+    return logits.softmax(dim=1)
 
 
 def coarse_maps(
-    tower: ClipTower, activations: Tensor, classes: Tensor, images: Tensor, labels: Tensor
+    tower: ClipTower,
+    activations: Tensor,
+    classes: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    absent: Tensor | None = None,
 ) -> Tensor:
     """Grad-CAM of P pairs of image and class, on the last stage's grid and not normalised.
 
@@ -68,14 +79,18 @@ def coarse_maps(
         classes: (N, D) of class_features.
         images: (P,) int64, the image of each pair.
         labels: (P,) int64, the class of each pair.
+        absent: (P, N) bool, the classes that do not compete with a pair's.
 
     Returns:
         (P, h, w).
     """
     with torch.inference_mode(False), torch.enable_grad():
+        # Copies: what was made in inference mode cannot be derived through.
         maps = activations.detach()[images].clone().requires_grad_()
-        found = probabilities(tower, maps, classes.detach().clone())
-        (gradients,) = torch.autograd.grad(found.gather(1, labels[:, None]).sum(), maps)
+        absent = None if absent is None else absent.clone()
+        found = probabilities(tower, maps, classes.detach().clone(), absent)
+        targets = found.gather(1, labels.clone()[:, None])
+        (gradients,) = torch.autograd.grad(targets.sum(), maps)
     weights = gradients.mean(dim=(2, 3))
     return torch.einsum("pc,pchw->phw", weights, maps.detach()).relu()
 
@@ -92,6 +107,7 @@ def class_maps(
     classes: Tensor,
     pairs: Sequence[tuple[int, int]],
     size: int | None = MAP_SIZE,
+    absent: Tensor | None = None,
 ) -> Tensor:
     """The activation maps of P pairs of image and class.
 
@@ -101,6 +117,7 @@ def class_maps(
         classes: (N, D) of class_features: all classes that compete.
         pairs: the numbers of image and class of each.
         size: both sides of the maps; published: 50. None: as large as the tower's images.
+        absent: (P, N) bool, the classes that do not compete with a pair's.
 
     Returns:
         float32 (P, size, size) in [0, 1]; all 0 where nothing speaks for the class.
@@ -109,7 +126,7 @@ def class_maps(
     with torch.no_grad():
         activations = tower.activations(images.to(device))
         chosen = torch.tensor(list(pairs), dtype=torch.int64, device=device).view(-1, 2)
-        coarse = coarse_maps(tower, activations, classes, chosen[:, 0], chosen[:, 1])
+        coarse = coarse_maps(tower, activations, classes, chosen[:, 0], chosen[:, 1], absent)
         maps = stretched(coarse, tower.size)
         if size is None:
             return maps

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import functional as pictures
 
 from fastfss.errors import CheckpointError, import_extra
 from fastfss.text.tokens import tokenize
@@ -177,8 +176,12 @@ def centre_square(image: Tensor, size: int) -> Tensor:
     Returns:
         float32 (3, size, size), normalised, on the CPU.
     """
-    picture = pictures.resize(_picture(image), size, pictures.InterpolationMode.BICUBIC)
-    return normalised(pictures.center_crop(picture, [size, size]))
+    picture = _picture(image)
+    short = min(picture.size)
+    width, height = (size * side // short for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return normalised(picture.crop((left, top, left + size, top + size)))
 
 
 def whole_square(image: Tensor, size: int) -> Tensor:
@@ -188,8 +191,8 @@ def whole_square(image: Tensor, size: int) -> Tensor:
 
 def normalised(picture: Image.Image) -> Tensor:
     """An RGB picture as CLIP takes it: float32 (3, H, W)."""
-    found: Tensor = pictures.normalize(pictures.to_tensor(picture), list(MEAN), list(STD))
-    return found
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def _picture(image: Tensor) -> Image.Image:
