@@ -15,9 +15,9 @@ import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        AMP Annotation CANet DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet Label LabelNotFoundError MLC
-        PANet PFENet PGNet PPNet Result SSP Task create_encoder create_model list_encoders
-        list_models load_clip model_info
+        AMP Annotation CANet DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet Label
+        LabelNotFoundError MLC PANet PFENet PGNet PPNet Result SSP Task create_encoder
+        create_model list_encoders list_models load_clip model_info
     """,
     fastfss.ops: """
         Explanation center_pivot_block center_pivot_conv4d dense_correlation dense_match
