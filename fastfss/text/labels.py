@@ -212,9 +212,16 @@ def as_label(mask: object, known: bool) -> Label | None:
     if not known or not isinstance(mask, str):
         return None
     separators = {os.sep, os.altsep or os.sep}
-    if Path(mask).suffix or separators & set(mask) or Path(mask).exists():
+    if Path(mask).suffix or separators & set(mask) or _exists(mask):
         return None
     return Label(mask)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # a text that is too long for a name
+        return False
 
 
 def check_found(activation: Tensor, label: str, argument: str = "image") -> None:
