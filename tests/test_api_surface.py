@@ -51,8 +51,8 @@ PUBLIC = {
         recipe_digest recipe_from train
     """,
     fastfss.text: """
-        ClipTower Label LabelNotFoundError TextLabels activation_maps decode encode load_clip
-        load_tower tokenize tower_of
+        ClipTower Label LabelNotFoundError TextLabels activation_maps decode encode label_names
+        load_clip load_tower tokenize tower_of
     """,
     fastfss.data.augment: """
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop

@@ -79,7 +79,7 @@ def cam(
 
     Example: fastfss cam --clip RN50.pt --data VOC2012 --kind pascal --part train --out cams/train
     """
-    from fastfss.text import load_tower
+    from fastfss.text import label_names, load_tower
     from fastfss.text.cam import class_features
 
     if (data is None) == (images is None):
@@ -91,7 +91,7 @@ def cam(
     if data is not None:
         names, work = _of_set(kind, data, part, out)
     else:
-        names, work = _of_files(images or [], label or [], _names(others), out)
+        names, work = _of_files(images or [], label or [], label_names(others), out)
     out.mkdir(parents=True, exist_ok=True)
     _check_record(out, {"clip": _digest(clip), "template": template, "names": names}, overwrite)
     todo = [one for one in work if overwrite or not _is_done(one)]
@@ -183,20 +183,6 @@ def _of_files(
         )
         for file in files
     ]
-
-
-def _names(others: str) -> Sequence[str]:
-    from fastfss.text.labels import OTHERS
-
-    if others in OTHERS:
-        return OTHERS[others]
-    path = Path(others)
-    if not path.is_file():
-        raise expected("--others", "coco, pascal, or a file of one name a line", repr(others))
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    if not any(names):
-        raise expected(f"--others '{others}'", "at least one name", "none")
-    return [name for name in names if name]
 
 
 def _check_record(out: Path, settings: dict[str, Any], overwrite: bool) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastfss.annotation import SupportMask
 from fastfss.data import ImageLike
 from fastfss.encoders import Encoder
 from fastfss.encoders.pointwise import pointwise
@@ -255,6 +256,21 @@ class IMRHSNet(LevelPyramid):
     def reads_labels(self) -> bool:
         """Whether `fit` takes labels: there is `text` or `label_maps`."""
         return self.text is not None or self.label_maps is not None
+
+    def name_of(
+        self, shots: Sequence[tuple[ImageLike, SupportMask | Label]], name: str | None
+    ) -> str:
+        """See FewShotSegmenter.name_of; a label cannot have another name.
+
+        Raises:
+            ValueError: it has.
+        """
+        label = super().name_of(shots, None)
+        labelled = any(self.label_of(mask) is not None for _, mask in shots)
+        if labelled and name not in (None, label):
+            wanted = f"the label {label!r}, since predict makes the query's map of the task's name"
+            raise expected("name", wanted, repr(name))
+        return name or label
 
     def mask_of_label(self, image: Tensor, label: Label, *, argument: str = "image") -> Tensor:
         """The label's activation map, as published: float32 (1, 50, 50)."""

@@ -2,7 +2,7 @@
 
 from fastfss.text.cam import activation_maps
 from fastfss.text.clip import ClipTower, load_tower, tower_of
-from fastfss.text.labels import Label, LabelNotFoundError, TextLabels, load_clip
+from fastfss.text.labels import Label, LabelNotFoundError, TextLabels, label_names, load_clip
 from fastfss.text.tokens import decode, encode, tokenize
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "activation_maps",
     "decode",
     "encode",
+    "label_names",
     "load_clip",
     "load_tower",
     "tokenize",

@@ -197,6 +197,27 @@ def load_clip(
     )
 
 
+def label_names(others: str, argument: str = "--others") -> tuple[str, ...]:
+    """The names that labels compete with, as the command line takes them.
+
+    Args:
+        others: "coco", "pascal", or a UTF-8 file of one name a line.
+        argument: what messages call it.
+
+    Raises:
+        ValueError: no such file, or one without a name.
+    """
+    if others in OTHERS:
+        return OTHERS[others]
+    path = Path(others)
+    if not path.is_file():
+        raise expected(argument, "coco, pascal, or a file of one name a line", repr(others))
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    if not any(names):
+        raise expected(f"{argument} '{others}'", "at least one name", "none")
+    return tuple(name for name in names if name)
+
+
 def as_label(mask: object, known: bool) -> Label | None:
     """The label that is given instead of a mask, or None for a mask.
 
