@@ -9,7 +9,9 @@ from torch import Tensor
 from fastfss.text import ClipTower
 
 
-def published_map(tower: ClipTower, image: Tensor, prompts: list[str], label: int) -> Tensor:
+def published_map(
+    tower: ClipTower, image: Tensor, prompts: list[str], label: int, texts: Tensor | None = None
+) -> Tensor:
     """Grad-CAM on the stage's grid and not normalised: (h, w).
 
     Args:
@@ -17,6 +19,7 @@ def published_map(tower: ClipTower, image: Tensor, prompts: list[str], label: in
         image: (1, 3, S, S), prepared.
         prompts: of all classes, encoded anew for each image.
         label: the class.
+        texts: the prompts' features, where they are not to be encoded anew.
     """
     visual = tower.model.visual
     kept: list[Tensor] = []
@@ -26,7 +29,8 @@ def published_map(tower: ClipTower, image: Tensor, prompts: list[str], label: in
         features = visual(image.clone().requires_grad_())
         hook.remove()
         kept[0].retain_grad()
-        cosines = F.cosine_similarity(features, tower.text_features(prompts), dim=1)
+        texts = tower.text_features(prompts) if texts is None else texts
+        cosines = F.cosine_similarity(features, texts, dim=1)
         (100 * cosines).softmax(dim=0)[label].backward()
     assert kept[0].grad is not None
     weights = kept[0].grad[0].mean(dim=(1, 2))
