@@ -65,9 +65,20 @@ def evaluate_command(
         Path | None, typer.Option(metavar="FILE.json", help="Where to write the episodes.")
     ] = None,
     lists: Annotated[Path | None, typer.Option(help="HSNet's published split lists.")] = None,
+    original_size: Annotated[
+        bool,
+        typer.Option("--original-size", help="Count at the images' own size, as HSNet's option."),
+    ] = False,
+    no_flips: Annotated[
+        bool, typer.Option("--no-flips", help="Without the random mirroring of denet.")
+    ] = False,
     refinement: Annotated[
         str, typer.Option(metavar="none|guided|grabcut", help="Of the protocol clicks.")
     ] = "guided",
+    batch: Annotated[
+        int,
+        typer.Option(min=1, help="Episodes of equal shapes that are segmented together."),
+    ] = 1,
     pictures: Annotated[int, typer.Option(min=0, help="Worst episodes in the report.")] = 10,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     list_protocols: Annotated[bool, typer.Option("--list-protocols")] = False,
@@ -81,7 +92,7 @@ def evaluate_command(
     from fastfss.cli.eval_clicks import ABOUT, run_clicks
     from fastfss.cli.predict import method_options
     from fastfss.data.sets import open_set
-    from fastfss.protocols.episode_lists import EpisodeList, draw_episodes
+    from fastfss.protocols.episode_lists import EpisodeList, draw_episodes, fold_of
     from fastfss.protocols.protocol import PROTOCOLS, get_protocol
     from fastfss.training.processes import processes
 
@@ -113,28 +124,39 @@ def evaluate_command(
             )
         return
     chosen = get_protocol(protocol)
+    changed = []
+    if original_size:
+        chosen = chosen.at_original_size()
+        changed.append("counted at the images' own size")
+    if no_flips:
+        chosen = chosen.without_flips()
+        changed.append("images are not mirrored")
     named = kind or chosen.sets[0]
     images = open_set(named, data, part or chosen.part.get(named, "val"))
     numbers = _folds(fold, chosen, images, folds)
     if len(numbers) > 1 and (episodes_file or save_episodes):
         raise typer.BadParameter("an episodes file is of one fold: give --fold N")
     # All lists before any model, so that what is missing shows at once.
-    drawn = {
-        number: EpisodeList.load(episodes_file, images)
-        if episodes_file
-        else draw_episodes(
-            chosen,
-            images,
-            number,
-            shots=shots,
-            ways=ways,
-            episodes=episodes,
-            splits=folds,
-            split_seed=split_seed,
-            lists=lists,
-        )
-        for number in numbers
-    }
+    if episodes_file is not None:
+        listed = EpisodeList.load(episodes_file, images)
+        novel = fold_of(chosen, images, numbers[0], splits=folds, split_seed=split_seed)
+        listed.check_fold(novel, shots=shots, ways=ways)
+        drawn = {numbers[0]: listed}
+    else:
+        drawn = {
+            number: draw_episodes(
+                chosen,
+                images,
+                number,
+                shots=shots,
+                ways=ways,
+                episodes=episodes,
+                splits=folds,
+                split_seed=split_seed,
+                lists=lists,
+            )
+            for number in numbers
+        }
     if save_episodes is not None:
         drawn[numbers[0]].save(save_episodes)
     options = method_options(option or [], None)
@@ -150,6 +172,7 @@ def evaluate_command(
         "splits": folds,
         "split_seed": split_seed,
         "lists": None if lists is None else str(lists),
+        "changed": changed,
         "episodes_changed": episodes is not None or episodes_file is not None,
     }
     with processes(device) as group:
@@ -162,7 +185,10 @@ def evaluate_command(
             path = None if weights is None else weights.replace("{fold}", str(number))
             return _model(method, backbone, layers, path, size, options, group)
 
-        _run(chosen, images, drawn, build, about, pictures, out, group)
+        if weights is not None and "{fold}" in weights:
+            for number in numbers[1:]:
+                build(number)  # wrong weights of a later fold show before the first is evaluated
+        _run(chosen, images, drawn, build, about, batch, pictures, out, group)
 
 
 def _run(
@@ -171,6 +197,7 @@ def _run(
     drawn: dict[int, Any],
     build: Any,
     about: dict[str, Any],
+    batch: int,
     pictures: int,
     out: Path,
     group: Processes,
@@ -179,17 +206,21 @@ def _run(
     from fastfss.cli.prediction_run import progress_bar
     from fastfss.protocols.evaluation import evaluate
     from fastfss.protocols.report import FoldResult, results, worst_pictures, write_results
+    from fastfss.protocols.scores import fate_of_unseen
 
     folds = []
     weights: dict[str, str] = {}
     for number, episodes in drawn.items():
         model = build(number)
         weights[str(number)] = model.fingerprint()
+        # The method's own size decides the figures too, where the protocol leaves it open.
+        size = None if protocol.reading == "original" else protocol.size or model.size
+        about["read_size"] = size
         share = -(-len(episodes.episodes) // group.count)
         with progress_bar(Console(stderr=True, quiet=not group.first)) as bar:
             shown_task = bar.add_task(f"fold {number}", total=share)
             advance = partial(bar.update, shown_task, advance=1)
-            evaluation = evaluate(model, protocol, images, episodes, progress=advance)
+            evaluation = evaluate(model, protocol, images, episodes, batch=batch, progress=advance)
         shown = []
         if group.first:
             shown = worst_pictures(model, protocol, images, episodes, evaluation, pictures)
@@ -197,6 +228,11 @@ def _run(
             fb = "" if found.fb_iou is None else f", FB-IoU {found.fb_iou:.2f}"
             low, high = found.interval
             typer.echo(f"fold {number}: mIoU {found.miou:.2f} ({low:.2f} to {high:.2f}){fb}")
+            if unseen := evaluation.counts.unseen(episodes.classes):
+                count = f"{len(unseen)} of {len(episodes.classes)} classes"
+                names = ", ".join(images.classes[one] for one in unseen)
+                fate = fate_of_unseen(protocol.figure)
+                typer.echo(f"warning: {count} have no episode and {fate}: {names}", err=True)
         folds.append(FoldResult(number, episodes, evaluation, shown))
     if not group.first:
         return

@@ -17,7 +17,12 @@ from fastfss.atomic import write_text_atomically
 from fastfss.data.lists import make_hsnet_list, read_hsnet_lists
 from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
-from fastfss.protocols.episodes import Episode, denet_episodes, panet_episodes
+from fastfss.protocols.episodes import (
+    Episode,
+    check_counts,
+    denet_episodes,
+    panet_episodes,
+)
 from fastfss.protocols.folds import fold_classes
 from fastfss.protocols.hsnet_episodes import (
     fss1000_episodes,
@@ -97,7 +102,35 @@ class EpisodeList:
         if found.set_digest != images.digest:
             wanted = f"episodes of {images.name} in '{images.root}'"
             raise expected(f"episodes '{path}'", wanted, f"those of another {found.set_name}")
+        for turn, one in enumerate(found.episodes):
+            if fault := _fault(one, found.classes, len(images.items)):
+                raise expected(
+                    f"episodes '{path}'", "a list that fastfss wrote", f"{turn}: {fault}"
+                )
         return found
+
+    def check_fold(self, classes: Sequence[int], *, shots: int, ways: int) -> None:
+        """See whether the list is of a fold and setting.
+
+        Args:
+            classes: the fold's novel classes; see fold_of.
+            shots, ways: K and W.
+
+        Raises:
+            ValueError: it is of another; what differs is said.
+        """
+        if set(self.classes) != set(classes):
+            wanted = f"a list of the fold's classes {sorted(classes)}"
+            raise expected("episodes", wanted, f"one of {sorted(self.classes)}")
+        for one in self.episodes:
+            for name, wanted_count, count in (
+                ("ways", ways, len(one.classes)),
+                ("shots", shots, len(one.supports[0])),
+            ):
+                if count != wanted_count:
+                    raise expected(
+                        "episodes", f"a list of {wanted_count} {name}", f"one of {count}"
+                    )
 
     def _plain(self) -> dict[str, Any]:
         return {
@@ -128,7 +161,8 @@ def draw_episodes(
         images: the set's test images.
         fold: whose classes are novel.
         shots, ways: K and W.
-        episodes: of a run; the published number by default. Of "classes": queries of each class.
+        episodes: of a run; the published number by default. Of "classes": queries of each class. Of
+            "fss1000": as many of its list, taken evenly.
         splits, split_seed: of sets without published folds.
         lists: a folder of HSNet's published lists. Made again from the masks without them, COCO's
             episodes are others than the published, from the same distribution.
@@ -140,14 +174,11 @@ def draw_episodes(
     if ways > 1 and protocol.sampler not in ("panet", "denet"):
         raise expected("ways", f"1: the protocol {protocol.name!r} is of one way", str(ways))
     kind = images.name
-    classes = fold_classes(
-        images.classes,
-        protocol.fold_rule(kind),
-        fold,
-        folds=4 if kind in protocol.folds else splits,
-        seed=split_seed,
-    )
-    count = protocol.episodes.get(kind, OTHER_EPISODES) if episodes is None else episodes
+    classes = fold_of(protocol, images, fold, splits=splits, split_seed=split_seed)
+    if episodes is not None:
+        check_counts(episodes=episodes)
+    whole = 0 if protocol.sampler == "fss1000" else OTHER_EPISODES
+    count = episodes or protocol.episodes.get(kind, whole)
     drawn: list[ListedEpisode] = []
     for run in range(protocol.runs):
         make = _SAMPLERS[protocol.sampler]
@@ -157,6 +188,35 @@ def draw_episodes(
     if protocol.sampler == "class":
         drawn = _by_class(images, classes, shots, episodes or QUERIES_OF_CLASS, protocol.seed)
     return EpisodeList(kind, images.digest, classes, tuple(drawn))
+
+
+def fold_of(
+    protocol: Protocol, images: MaskSet, fold: int, *, splits: int = 4, split_seed: int = 0
+) -> tuple[int, ...]:
+    """The novel classes of a fold; arguments and errors as those of draw_episodes."""
+    return fold_classes(
+        images.classes,
+        protocol.fold_rule(images.name),
+        fold,
+        folds=4 if images.name in protocol.folds else splits,
+        seed=split_seed,
+    )
+
+
+def _fault(episode: ListedEpisode, classes: Sequence[int], images: int) -> str:
+    """What is wrong with an episode that was read from a file; empty if nothing."""
+    members = [*(member for way in episode.supports for member in way), episode.query]
+    if not all(type(one) is int for one in (*members, *episode.classes, episode.run)):
+        return "not whole numbers"
+    if not episode.classes or not set(episode.classes) <= set(classes):
+        return f"classes {episode.classes}"
+    if len(episode.supports) != len(episode.classes) or len(set(map(len, episode.supports))) != 1:
+        return f"supports of {len(episode.supports)} ways"
+    if len(members) == 1:
+        return "no supports"
+    if not all(0 <= member < images for member in members):
+        return f"images beyond the set's {images}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -227,7 +287,10 @@ def _fss1000(call: _Call) -> tuple[Index, list[Episode]]:
     names = [item.name for item in call.images.items]
     ordered = {c: sorted(members, key=names.__getitem__) for c, members in index.items()}
     numbers = {c: [_number(names[m]) for m in members] for c, members in ordered.items()}
-    return ordered, fss1000_episodes(ordered, numbers, shots=call.shots)
+    drawn = fss1000_episodes(ordered, numbers, shots=call.shots)
+    wanted = min(call.episodes or len(drawn), len(drawn))
+    # Fewer than published are taken evenly, so that all classes keep some.
+    return ordered, [drawn[turn * len(drawn) // wanted] for turn in range(wanted)]
 
 
 def _number(name: str) -> int:

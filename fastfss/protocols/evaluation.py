@@ -14,12 +14,13 @@ from torch import Tensor
 
 from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
-from fastfss.methods import FewShotSegmenter
+from fastfss.methods import AMP, FewShotSegmenter
 from fastfss.methods.prediction import Prediction
 from fastfss.protocols._counting import count_pairs
 from fastfss.protocols.episode_lists import EpisodeList
+from fastfss.protocols.episodes import check_counts
 from fastfss.protocols.protocol import Protocol
-from fastfss.protocols.reading import ReadEpisode, Reader
+from fastfss.protocols.reading import ReadEpisode, Reader, joined
 from fastfss.protocols.scores import EpisodeCounts, Figures, figures_of
 from fastfss.task import Task
 
@@ -34,8 +35,8 @@ class Evaluation:
     Attributes:
         figures: of the fold.
         counts: of every episode, in the list's order.
-        seconds: of the evaluation, and of the method alone, both of this process.
-        method_seconds: likewise.
+        seconds: of the evaluation, reading included, in this process.
+        method_seconds: of the method alone, likewise.
         peak_mib: the process's memory, and on a GPU what torch took of its.
     """
 
@@ -58,6 +59,7 @@ def evaluate(
     images: MaskSet,
     episodes: EpisodeList,
     *,
+    batch: int = 1,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Segment the queries of a list and count.
@@ -71,39 +73,58 @@ def evaluate(
         protocol: how images are read and scores counted.
         images: the set that the list is of.
         episodes: see draw_episodes.
+        batch: up to so many neighbouring episodes of equal shapes go through the method together.
+            What is counted stays the same but for rounding: other sizes of matrix products may add
+            up in another order, so that a pixel on an edge may change sides.
         progress: of this process's episodes.
 
     Raises:
-        ValueError: a list of another set, no episode, or a protocol that does not fit the method.
+        ValueError: a list of another set, no episode, a batch below 1, a protocol that does not fit
+            the method, or AMP, whose published episodes depend on those before, in parts.
     """
+    check_counts(batch=batch)
     if episodes.set_digest != images.digest:
         wanted = f"a list of {images.name} in '{images.root}'"
         raise expected("episodes", wanted, f"one of another {episodes.set_name}")
     if not episodes.episodes:
         raise expected("episodes", "at least one", "none")
     rank, processes = _group()
+    if isinstance(model, AMP) and model.background == "running" and max(batch, processes) > 1:
+        # Its episodes move the background's row for the next ones, whoever takes them.
+        wanted = "AMP with background='episode' for several processes or a batch"
+        raise expected("model", wanted, "'running'")
     reader = Reader(protocol, images, model)
     device = model.device
     ways = len(episodes.episodes[0].classes)
     mine = torch.zeros(len(episodes.episodes), ways + 1, ways + 1, dtype=torch.int64, device=device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    started, busy = time.perf_counter(), 0.0
+    started, clock = time.perf_counter(), _Clock(device)
+    waiting: list[tuple[int, ReadEpisode]] = []
+
+    def count() -> None:
+        with clock:
+            logits = segment_episode(model, protocol, joined([read for _, read in waiting]))
+        for place, (number, read) in enumerate(waiting):
+            labels = reader.labels(read, logits[place : place + 1])
+            pairs, _ = count_pairs(labels, read.truth, labels=ways + 1)
+            mine[number] = pairs[0]
+            if progress is not None:
+                progress()
+        waiting.clear()
+
     for number, listed in enumerate(episodes.episodes):
         if number % processes != rank:
             reader.skip(listed)
             continue
         read = reader.read(listed)
-        since = time.perf_counter()
-        logits = segment_episode(model, protocol, read)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # else the method's time would be the counting's
-        busy += time.perf_counter() - since
-        labels = reader.labels(read, logits)
-        pairs, _ = count_pairs(labels, read.truth, labels=ways + 1)
-        mine[number] = pairs[0]
-        if progress is not None:
-            progress()
+        if waiting and not _fit(protocol, read, waiting[0][1]):
+            count()
+        waiting.append((number, read))
+        if len(waiting) == batch:
+            count()
+    if waiting:
+        count()
     if processes > 1:
         torch.distributed.all_reduce(mine)
     counts = EpisodeCounts(
@@ -115,28 +136,63 @@ def evaluate(
         figures_of(counts, episodes.classes, protocol.figure),
         counts,
         time.perf_counter() - started,
-        busy,
+        clock.seconds(),
         _peak_mib(device),
     )
 
 
+class _Clock:
+    """How long what runs inside it takes; a GPU is not waited for before the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device.type == "cuda"
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._since = self._seconds = 0.0
+
+    def __enter__(self) -> None:
+        if self._gpu:
+            both = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            self._events.append(both)
+            both[0].record()
+        self._since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self._gpu:
+            self._events[-1][1].record()
+        self._seconds += time.perf_counter() - self._since
+
+    def seconds(self) -> float:
+        if not self._gpu:
+            return self._seconds
+        torch.cuda.synchronize()
+        return float(sum(start.elapsed_time(end) for start, end in self._events)) / 1e3
+
+
 def segment_episode(model: FewShotSegmenter, protocol: Protocol, read: ReadEpisode) -> Tensor:
-    """The logits (1, 1 + W, h, w) of an episode's query.
+    """The logits (B, 1 + W, h, w) of an episode's query, or of a batch of episodes.
 
     Raises:
         ValueError: a method that needs more than masks.
     """
-    size = (read.query.shape[2], read.query.shape[3])
-    if not protocol.score_original:
-        size = (read.truth.shape[-2], read.truth.shape[-1])
     tasks = [
         _task(model, protocol, *way)
         for way in zip(read.images, read.masks, read.backgrounds, strict=True)
     ]
-    if protocol.reading == "original":
-        size = (read.truth.shape[-2], read.truth.shape[-1])
-    prediction: Prediction = model.segment(read.query, tasks, size)
+    prediction: Prediction = model.segment(read.query, tasks, _output_size(protocol, read))
     return prediction.logits
+
+
+def _output_size(protocol: Protocol, read: ReadEpisode) -> tuple[int, int]:
+    """The size of the logits; a frame is cut away from them, where the image has one."""
+    framed = protocol.reading in ("letterbox", "method")
+    like = read.query if framed else read.truth
+    return like.shape[-2], like.shape[-1]
+
+
+def _fit(protocol: Protocol, one: ReadEpisode, other: ReadEpisode) -> bool:
+    """Whether two episodes can be of one batch."""
+    sizes = _output_size(protocol, one), _output_size(protocol, other)
+    return one.shapes == other.shapes and sizes[0] == sizes[1]
 
 
 def _task(

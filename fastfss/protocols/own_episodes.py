@@ -43,9 +43,9 @@ def ssp_episodes(
 ) -> list[Episode]:
     """Draw one run of SSP's and MLC's own protocol.
 
-    A query is drawn from the images that show some class of the fold large, then one of all the
-    classes of the fold that it shows, then supports of that class, each drawn again until it is
-    large. Published: seeds 0 to 4, of which the figure is the mean.
+    Images that show no class of the fold large are dropped first. A query is drawn from the others,
+    then one of all the classes of the fold that it shows, then supports of that class, each drawn
+    again until it is large. Published: seeds 0 to 4, of which the figure is the mean.
 
     Args:
         shown: class of the fold -> names of the images that show it at any size.
@@ -63,9 +63,12 @@ def ssp_episodes(
     """
     check_counts(shots=shots, episodes=episodes, workers=workers)
     classes_of = _by_image(shown)
-    members = {number: sorted(shown[number]) for number in shown}
     enough = {number: set(large[number]) for number in shown}
     queries = _listed([n for n in order if any(n in enough[c] for c in classes_of.get(n, ()))])
+    # A dropped image is no candidate even where the class that it shows small is asked for: one
+    # name more in the list would change every later draw of its stream.
+    kept = set(queries)
+    members = {number: sorted(kept.intersection(shown[number])) for number in shown}
     places = {number: {name: place for place, name in enumerate(shown[number])} for number in shown}
     streams = worker_streams(base_seed(torch.Generator().manual_seed(seed)), workers)
     drawn = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from fastfss.errors import expected
@@ -14,7 +14,7 @@ from fastfss.protocols.folds import FoldRule
 Sampler = Literal["hsnet", "fss1000", "pfenet", "panet", "ssp", "denet", "class"]
 Reading = Literal["square", "letterbox", "original", "method"]
 MaskResize = Literal["torch", "pillow"]
-Figure = Literal["fold", "pfenet", "confusion", "panet", "denet"]
+Figure = Literal["fold", "seen", "pfenet", "confusion", "panet", "denet"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,26 @@ class Protocol:
     def fold_rule(self, kind: str) -> FoldRule:
         """How a kind of set is divided; a set without published folds at random."""
         return self.folds.get(kind, "random")
+
+    def at_original_size(self) -> Protocol:
+        """The same, counted at the images' own size: an option of HSNet's and DCAMA's code.
+
+        Raises:
+            ValueError: a protocol that has no such option.
+        """
+        if self.sampler not in ("hsnet", "fss1000"):
+            raise expected("original_size", "hsnet or fss1000", repr(self.name))
+        return replace(self, score_original=True)
+
+    def without_flips(self) -> Protocol:
+        """The same without mirroring: figures that are not the published ones.
+
+        Raises:
+            ValueError: a protocol that mirrors nothing.
+        """
+        if not self.flips:
+            raise expected("no_flips", "denet", repr(self.name))
+        return replace(self, flips=False)
 
     def digest(self, **setting: object) -> str:
         """sha256 over the protocol and the setting in which it was used."""
@@ -175,14 +195,14 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="classes",
-            version=1,
+            version=2,
             about="for your own data: classes held out at random, images as in fit and predict",
             sets=("folder", "fss1000", "pascal", "coco"),
             part={"pascal": "val", "coco": "val", "fss1000": "test"},
             folds={},
             sampler="class",
             episodes={},
-            figure="fold",
+            figure="seen",
             reading="method",
             score_original=True,
             void_support=255,

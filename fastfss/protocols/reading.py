@@ -25,7 +25,7 @@ IGNORED = 255
 
 @dataclass(frozen=True, eq=False)
 class ReadEpisode:
-    """An episode as tensors, a batch of one.
+    """An episode as tensors, a batch of one; `joined` makes one of several.
 
     Attributes:
         images: of each way its K supports (1, 3, h, w), normalised.
@@ -40,6 +40,30 @@ class ReadEpisode:
     backgrounds: list[list[Tensor]]
     query: Tensor
     truth: Tensor
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes that episodes of a batch share: of query and supports."""
+        return (self.query.shape, *(one.shape for way in self.images for one in way))
+
+
+def joined(episodes: Sequence[ReadEpisode]) -> ReadEpisode:
+    """Episodes of equal shapes as one batch; its truth is the first one's."""
+    if len(episodes) == 1:
+        return episodes[0]
+
+    def together(lists: Sequence[list[list[Tensor]]]) -> list[list[Tensor]]:
+        return [
+            [torch.cat(same) for same in zip(*way, strict=True)] for way in zip(*lists, strict=True)
+        ]
+
+    return ReadEpisode(
+        together([one.images for one in episodes]),
+        together([one.masks for one in episodes]),
+        together([one.backgrounds for one in episodes]),
+        torch.cat([one.query for one in episodes]),
+        episodes[0].truth,
+    )
 
 
 class Reader:

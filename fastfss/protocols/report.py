@@ -127,7 +127,8 @@ def _entry(
     protocol: Protocol, images: MaskSet, one: FoldResult, about: Mapping[str, Any]
 ) -> dict[str, Any]:
     found = one.evaluation.figures
-    setting = {key: about.get(key) for key in ("shots", "ways", "splits", "split_seed", "size")}
+    decisive = ("shots", "ways", "splits", "split_seed", "read_size")
+    setting = {key: about.get(key) for key in decisive}
     return {
         "fold": one.fold,
         "hash": protocol.digest(fold=one.fold, episodes=one.episodes.digest, **setting),
@@ -179,6 +180,9 @@ def page(plain: Mapping[str, Any], folds: Sequence[FoldResult]) -> str:
         else f"<p><b>No published figure:</b> {html.escape(protocol['name'])} is published for "
         f"{', '.join(protocol['sets'])}.</p>"
     )
+    if plain.get("changed"):
+        text = html.escape("; ".join(plain["changed"]))
+        warning += f"<p><b>Another setting than the usual:</b> {text}.</p>"
     if plain.get("episodes_changed"):
         warning += "<p><b>No published figure:</b> the number of episodes is not the published.</p>"
     settings = "".join(

@@ -20,6 +20,9 @@ Ints = npt.NDArray[np.int64]
 
 REPEATS = 1000
 LEVEL = 0.95
+# What a class without episodes does to the mean over classes; under "panet" it makes it NaN.
+_UNSEEN_IS_ZERO = ("fold", "pfenet")
+_UNSEEN_IS_LEFT_OUT = ("seen", "confusion", "denet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,17 @@ class EpisodeCounts:
         union = (self.pairs.sum(1) + self.pairs.sum(2))[:, 1:] - own
         iou: Floats = np.where(union > 0, own / np.maximum(union, 1), 1.0).mean(axis=1)
         return iou
+
+    def unseen(self, classes: Sequence[int]) -> list[int]:
+        """Those of the classes that no episode is of."""
+        return sorted(set(classes) - set(self.classes.flatten().tolist()))
+
+
+def fate_of_unseen(figure: Figure) -> str:
+    """What becomes of classes without episodes, as the end of a sentence about them."""
+    if figure in _UNSEEN_IS_ZERO:
+        return "count as 0"
+    return "are left out" if figure in _UNSEEN_IS_LEFT_OUT else "leave mIoU undefined"
 
 
 @dataclass(frozen=True)
@@ -76,8 +90,9 @@ def figures_of(
 
     The interval is of the percentile bootstrap: `repeats` times as many episodes as there are, of
     each run, are drawn with replacement and the figure is computed of them; the 2.5 and the 97.5
-    percentile. It says how far another draw of episodes of these classes would lie, not how far
-    other classes.
+    percentile. A class that has episodes, but none in a draw, is left out of that draw's mean: as
+    0, where the protocol has it so, it would stretch the interval of few episodes. The interval
+    says how far another draw of episodes of these classes would lie, not how far other classes.
 
     Args:
         counts: of all episodes.
@@ -132,15 +147,16 @@ class _Parts:
 
     def class_iou(self, weights: Floats) -> Floats:
         """(R, C): over all runs; of several the mean."""
-        return _nanmean(np.stack([self._class_iou(weights * mask) for mask in self._masks()]))
+        return _nanmean(np.stack([self._class_iou(weights, mask) for mask in self._masks()]))
 
     def run_mious(self, weights: Floats) -> Floats:
         """(R, runs)."""
         mious = []
         for mask in self._masks():
-            iou = self._class_iou(weights * mask)
-            skips = self.figure in ("confusion", "denet")
-            mious.append(_nanmean(iou.T) if skips else iou.mean(axis=1))
+            miou = _nanmean(self._class_iou(weights, mask).T)
+            if self.figure == "panet" and self._unseen(mask).any():
+                miou[:] = np.nan
+            mious.append(miou)
         return np.stack(mious, axis=1)
 
     def fb_iou(self, weights: Floats) -> Floats:
@@ -153,13 +169,19 @@ class _Parts:
         sides: Floats = np.stack(found).mean(axis=0)
         return sides
 
-    def _class_iou(self, weights: Floats) -> Floats:
-        own: Floats = weights @ self.own
-        union: Floats = weights @ self.union
-        iou: Floats = 100 * own / np.maximum(union, 1)
-        if self.figure not in ("fold", "pfenet"):
-            iou[union == 0] = np.nan
+    def _class_iou(self, weights: Floats, run: Floats) -> Floats:
+        """(R, C) of a run; NaN where a class is left out."""
+        union: Floats = (weights * run) @ self.union
+        iou: Floats = 100 * ((weights * run) @ self.own) / np.maximum(union, 1)
+        iou[union == 0] = np.nan
+        if self.figure in _UNSEEN_IS_ZERO:
+            iou[:, self._unseen(run)] = 0.0
         return iou
+
+    def _unseen(self, run: Floats) -> npt.NDArray[np.bool_]:
+        """(C,) whether a class never occurs in a run."""
+        unseen: npt.NDArray[np.bool_] = (run @ self.union)[0] == 0
+        return unseen
 
     def _masks(self) -> list[Floats]:
         return [(self.runs == run).astype(np.float64)[None] for run in np.unique(self.runs)]

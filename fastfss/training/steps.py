@@ -77,6 +77,14 @@ def check_step(recipe: Recipe) -> None:
     if (method == "imr-hsnet") != bool(data.activations):
         wanted = "a folder of activation maps for imr-hsnet, and for no other method"
         raise expected("data.activations", wanted, repr(data.activations))
+    if recipe.validation.protocol:
+        if method == "imr-hsnet":
+            wanted = "none: no protocol reads the activation maps that imr-hsnet needs"
+            raise expected("validation.protocol", wanted, repr(recipe.validation.protocol))
+        if method == "amp" and recipe.model.options.get("background") != "episode":
+            wanted = "'episode' beside validation.protocol, whose episodes would move the weights"
+            came = repr(recipe.model.options.get("background", "running"))
+            raise expected("model.options.background", wanted, came)
     if data.activations and (recipe.transform.kind != "square" or recipe.transform.flip):
         wanted = "no flip beside activation maps, which lie on disk as they are"
         raise expected("transform", wanted, f"{recipe.transform.kind} with flips or cuts")

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastfss import create_model
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -71,6 +73,18 @@ def test_all_folds_give_results_and_a_page_that_loads_nothing(data: Path, tmp_pa
     assert "the number of episodes is not the published" in page
 
 
+def test_batches_give_the_same_figures_and_other_sizes_another_hash(
+    data: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name, more in (("a", ()), ("b", ("--batch", 3)), ("c", ("--size", 56))):
+        done = run(*common(data, tmp_path / name, "--fold", 0, *more))
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / name / "results.json").read_text())["folds"][0])
+    assert found[0]["miou"] == found[1]["miou"] and found[0]["hash"] == found[1]["hash"]
+    assert found[0]["hash"] != found[2]["hash"]
+
+
 def test_one_fold_has_no_mean_and_its_episodes_can_be_kept(data: Path, tmp_path: Path) -> None:
     kept = tmp_path / "episodes.json"
     first = run(*common(data, tmp_path / "a", "--fold", 1, "--save-episodes", kept))
@@ -81,6 +95,35 @@ def test_one_fold_has_no_mean_and_its_episodes_can_be_kept(data: Path, tmp_path:
     folds = [json.loads((tmp_path / n / "results.json").read_text())["folds"][0] for n in "ab"]
     assert folds[0]["miou"] == folds[1]["miou"]
     assert folds[0]["hash"] == folds[1]["hash"]
+
+
+def test_a_list_of_another_fold_is_no_result(data: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "episodes.json"
+    first = run(*common(data, tmp_path / "a", "--fold", 0, "--save-episodes", kept))
+    assert first.returncode == 0, first.stderr
+    for change, message in (
+        (("--fold", 1), "episodes: expected a list of the fold's classes"),
+        (("--fold", 0, "--shots", 2), "episodes: expected a list of 2 shots, got one of 1"),
+    ):
+        wrong = run(*common(data, tmp_path / "b", *change, "--episodes-file", kept))
+        assert wrong.returncode == 2
+        assert message in " ".join(wrong.stderr.split())
+        assert not (tmp_path / "b" / "results.json").exists()
+
+
+def test_a_later_folds_weights_are_missed_before_the_first_is_evaluated(
+    data: Path, tmp_path: Path
+) -> None:
+    model = create_model("ssp", encoder="resnet18", layers=("layer1",))
+    for name in ("w0", "broken0"):
+        model.save(tmp_path / f"{name}.safetensors")
+    (tmp_path / "broken1.safetensors").write_bytes(b"no tensors")
+    for name in ("w", "broken"):
+        weights = tmp_path / (name + "{fold}.safetensors")
+        done = run(*common(data, tmp_path / "out", "--weights", weights))
+        assert done.returncode == 2
+        assert f"{name}1.safetensors" in done.stderr.replace("\n", "")
+        assert "mIoU" not in done.stdout
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -13,6 +14,7 @@ from fastfss.protocols import (
     hsnet_listed_episodes,
     panet_episodes,
 )
+from fastfss.protocols.episode_lists import fold_of
 from tests.protocols.blocks import Blocks
 
 KINDS = {"hsnet": "pascal", "pfenet": "pascal", "panet": "pascal", "ssp": "pascal"}
@@ -112,6 +114,53 @@ def test_a_list_is_written_and_read_and_belongs_to_its_set(tmp_path) -> None:
     (tmp_path / "other.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match="another kind of file"):
         EpisodeList.load(tmp_path / "other.json", images)
+
+
+@pytest.mark.parametrize(
+    ("episode", "fault"),
+    [
+        ([[1], [[0]], 99, 0], "images beyond the set's 30"),
+        ([[1], [[-1]], 2, 0], "images beyond the set's 30"),
+        ([[1], [["0"]], 2, 0], "not whole numbers"),
+        ([[1], [[True]], 2, 0], "not whole numbers"),
+        ([[], [], 2, 0], r"classes \(\)"),
+        ([[9], [[0]], 2, 0], r"classes \(9,\)"),
+        ([[1], [[]], 2, 0], "no supports"),
+        ([[1, 2], [[0]], 2, 0], "supports of 1 ways"),
+        ([[1, 2], [[0], [1, 3]], 2, 0], "supports of 2 ways"),
+    ],
+)
+def test_a_damaged_episode_is_named(tmp_path, episode: list[object], fault: str) -> None:
+    images = Blocks("folder", 6, 30)
+    plain = {"format": "fastfss-episodes-1", "set": "folder", "set_digest": images.digest}
+    good = [[1], [[0]], 6, 0]
+    path = tmp_path / "episodes.json"
+    path.write_text(json.dumps({**plain, "classes": [1, 2], "episodes": [good, episode]}))
+    with pytest.raises(ValueError, match=f"expected a list that fastfss wrote, got 1: {fault}"):
+        EpisodeList.load(path, images)
+
+
+def test_a_list_of_another_fold_or_setting_is_refused() -> None:
+    images, protocol = images_of("classes"), get_protocol("classes")
+    found = draw_episodes(protocol, images, 0, shots=2)
+    found.check_fold(fold_of(protocol, images, 0), shots=2, ways=1)
+    with pytest.raises(ValueError, match=r"a list of the fold's classes \[.*got one of \["):
+        found.check_fold(fold_of(protocol, images, 1), shots=2, ways=1)
+    with pytest.raises(ValueError, match="expected a list of 1 shots, got one of 2"):
+        found.check_fold(found.classes, shots=1, ways=1)
+    with pytest.raises(ValueError, match="expected a list of 2 ways, got one of 1"):
+        found.check_fold(found.classes, shots=2, ways=2)
+
+
+def test_fewer_episodes_of_fss1000_keep_every_class() -> None:
+    images, protocol = Blocks("folder", 6, 60, size=(96, 128)), get_protocol("fss1000")
+    whole = draw_episodes(protocol, images, 0).episodes
+    few = draw_episodes(protocol, images, 0, episodes=12).episodes
+    assert len(few) == 12 and set(few) < set(whole)
+    assert {one.classes for one in few} == {one.classes for one in whole}
+    assert draw_episodes(protocol, images, 0, episodes=len(whole) + 5).episodes == whole
+    with pytest.raises(ValueError, match="episodes: expected at least 1, got 0"):
+        draw_episodes(protocol, images, 0, episodes=0)
 
 
 def test_what_cannot_be_drawn_is_named() -> None:

@@ -127,6 +127,80 @@ def test_flips_do_not_depend_on_who_takes_the_episode() -> None:
     assert any(not torch.equal(a.query, b.query) for a, b in zip(wanted, unflipped, strict=True))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_count_the_same(name: str) -> None:
+    images = images_of(name)
+    listed = drawn(name, images, 5)
+    one = evaluate(model(), get_protocol(name), images, listed)
+    calls = []
+    several = evaluate(
+        model(), get_protocol(name), images, listed, batch=3, progress=lambda: calls.append(1)
+    )
+    assert np.array_equal(one.counts.pairs, several.counts.pairs)
+    assert len(calls) == len(listed.episodes)
+
+
+def test_hsnets_figures_at_the_original_size() -> None:
+    images, network = images_of("hsnet"), model()
+    protocol, listed = get_protocol("hsnet").at_original_size(), drawn("hsnet", images)
+    found = evaluate(network, protocol, images, listed, batch=2)
+    for episode, pairs in zip(listed.episodes, found.counts.pairs, strict=True):
+        truth = images.mask(episode.query, episode.classes[0])
+        assert pairs.sum() == (truth != IGNORED).sum()
+        assert pairs[1].sum() == (truth == 1).sum()
+        # By hand: both sides resized, the logits brought straight to the image's own size.
+        read = Reader(protocol, images, network).read(episode)
+        task = network.encode_support(read.images[0], read.masks[0])
+        labels = network.segment(read.query, task, (96, 128)).logits.argmax(dim=1)[0]
+        assert pairs[1, 1] == ((labels == 1) & (truth == 1)).sum()
+    with pytest.raises(ValueError, match="original_size: expected hsnet or fss1000, got 'panet'"):
+        get_protocol("panet").at_original_size()
+
+
+def test_denet_without_flips_mirrors_nothing() -> None:
+    images, protocol = images_of("denet"), get_protocol("denet")
+    episodes = drawn("denet", images).episodes
+    reader = Reader(protocol.without_flips(), images, model())
+    first = [reader.read(one) for one in episodes]
+    again = [reader.read(one) for one in episodes]
+    assert all(torch.equal(a.query, b.query) for a, b in zip(first, again, strict=True))
+    assert protocol.without_flips().digest() != protocol.digest()
+    with pytest.raises(ValueError, match="no_flips: expected denet, got 'hsnet'"):
+        get_protocol("hsnet").without_flips()
+
+
+def test_episodes_of_other_shapes_are_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, network = images_of("ssp"), model()
+    odd = images.image
+    shapes = {number: (96, 128 - 8 * (number % 2)) for number in range(100)}
+
+    def cut(read):
+        return lambda number, *more: read(number, *more)[..., : shapes[number][1]].contiguous()
+
+    monkeypatch.setattr(images, "image", cut(odd))
+    monkeypatch.setattr(images, "mask", cut(images.mask))
+    sizes: list[int] = []
+    segment = network.segment
+
+    def noted(query: Tensor, *more: object) -> Prediction:
+        sizes.append(len(query))
+        return segment(query, *more)
+
+    monkeypatch.setattr(network, "segment", noted)
+    listed = drawn("ssp", images, 6)
+    several = evaluate(network, get_protocol("ssp"), images, listed, batch=4)
+    assert sum(sizes) == len(listed.episodes) and len(sizes) > 2
+    one = evaluate(network, get_protocol("ssp"), images, listed)
+    assert np.array_equal(one.counts.pairs, several.counts.pairs)
+
+
+def test_episodes_that_depend_on_each_other_are_not_batched() -> None:
+    images = images_of("denet")
+    running = create_model("amp", size=321).eval()
+    with pytest.raises(ValueError, match="model: expected AMP with background='episode'"):
+        evaluate(running, get_protocol("denet"), images, drawn("denet", images), batch=2)
+
+
 def test_what_does_not_fit_is_named() -> None:
     images = images_of("ssp")
     listed = drawn("ssp", images)
@@ -135,6 +209,8 @@ def test_what_does_not_fit_is_named() -> None:
     nothing = EpisodeList("pascal", images.digest, listed.classes, ())
     with pytest.raises(ValueError, match="episodes: expected at least one, got none"):
         evaluate(model(), get_protocol("ssp"), images, nothing)
+    with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
+        evaluate(model(), get_protocol("ssp"), images, listed, batch=0)
     unsized = create_model("ssp", encoder="resnet18", layers=("layer1",))
     with pytest.raises(ValueError, match=r"size: expected pixels of a side \(--size\)"):
         evaluate(unsized, get_protocol("hsnet"), images, drawn("hsnet", images))

@@ -36,10 +36,21 @@ def test_ssp_draws_query_then_class_then_supports_from_four_streams() -> None:
         cls = stream.choice(sorted(c for c in SHOWN if query in SHOWN[c]))
         support = query
         while support == query or support not in LARGE[cls]:
-            support = stream.choice(sorted(set(SHOWN[cls]) - {query}))
+            support = stream.choice(sorted((set(SHOWN[cls]) & set(queries)) - {query}))
         assert episode.classes == (cls,)
         assert SHOWN[cls][episode.queries[0][0]] == query
         assert SHOWN[cls][episode.supports[0][0]] == support
+
+
+def test_images_that_ssp_drops_change_nothing() -> None:
+    large = {1: [f"m{n}" for n in range(6)]}
+    small = [f"a{n}" for n in range(5)]  # sorted before the others, all of them too small
+
+    def drawn(shown: list[str]) -> list[tuple[str, str]]:
+        found = ssp_episodes({1: shown}, large, shown, episodes=60)
+        return [(shown[e.queries[0][0]], shown[e.supports[0][0]]) for e in found]
+
+    assert drawn(small + large[1]) == drawn(large[1])
 
 
 def test_ssp_supports_are_large_and_distinct() -> None:

@@ -18,6 +18,7 @@ from fastfss.protocols import (
     figures_of,
 )
 from fastfss.protocols._counting import count_pairs
+from fastfss.protocols.scores import fate_of_unseen
 
 CLASSES = (6, 7, 8, 9)
 
@@ -52,6 +53,18 @@ def test_fold_figures_are_the_meters(figure, meter) -> None:
     assert found.fb_iou == pytest.approx(reference.compute()["fb_iou"], abs=1e-9)
     assert found.class_iou == pytest.approx(reference.class_iou(), abs=1e-9)
     assert found.class_iou[9] == 0
+
+
+def test_a_class_without_episodes_is_left_out_of_ones_own_data() -> None:
+    parts = episodes(1)
+    seen = figures_of(counted(parts), CLASSES, "seen")
+    fold = figures_of(counted(parts), CLASSES[:3], "fold")
+    assert seen.miou == pytest.approx(fold.miou, abs=1e-9)
+    assert seen.fb_iou == pytest.approx(fold.fb_iou, abs=1e-9)
+    assert seen.class_iou[6] == fold.class_iou[6]
+    assert math.isnan(seen.class_iou[9])
+    assert counted(parts).unseen(CLASSES) == [9]
+    assert fate_of_unseen("seen") == "are left out" and fate_of_unseen("fold") == "count as 0"
 
 
 def test_the_confusion_leaves_out_what_never_occurred() -> None:
@@ -105,6 +118,19 @@ def test_the_interval_is_of_episodes_drawn_again() -> None:
         meter.update(parts[0][chosen], parts[1][chosen], parts[2][chosen][:, 0])
         means.append(meter.compute()["miou"])
     np.testing.assert_allclose(found.interval, np.percentile(means, [2.5, 97.5]), atol=1.0)
+
+
+@pytest.mark.parametrize("figure", ["fold", "seen", "pfenet", "confusion", "panet", "denet"])
+def test_classes_of_few_episodes_do_not_stretch_the_interval(figure) -> None:
+    # Two classes of one and of three equal episodes: whichever are drawn, all IoUs are 60.
+    counts = EpisodeCounts(
+        np.array([[[3, 1], [1, 3]]] * 4), np.array([[6], [7], [7], [7]]), np.zeros(4, int)
+    )
+    assert figures_of(counts, (6, 7), figure).interval == (60.0, 60.0)
+    # A class that never occurs is what the protocol says.
+    three = figures_of(counts, (6, 7, 8), figure)
+    wanted = {"fold": 40.0, "pfenet": 40.0, "panet": math.nan}.get(figure, 60.0)
+    np.testing.assert_allclose([three.miou, three.interval[1]], wanted)
 
 
 def test_one_sure_episode_has_no_width() -> None:

@@ -172,6 +172,8 @@ def test_a_cut_at_random_cannot_be_cached() -> None:
         ("ppnet-semantic-pascal", "data.labels=none", r"data\.labels: expected 'base'"),
         ("ppnet-pascal", "model.options.variant=graph", r"model\.options\.variant: .*not drawn"),
         ("mlc-pascal", "model.options.latent_classes=50", r"model\.options\.latent_classes"),
+        ("amp-pascal", "validation.protocol=denet", r"model\.options\.background: .* 'running'"),
+        ("imr-hsnet-pascal", "validation.protocol=hsnet", r"validation\.protocol: expected none"),
         ("ssp-pascal", "model.method=sspp", r"model\.method: expected one of amp"),
     ],
 )
