@@ -58,6 +58,7 @@ def build_app() -> typer.Typer:
         import_extra(package, extra="cli", purpose="the fastfss command")
     import typer
 
+    from fastfss.cli.cam import cam
     from fastfss.cli.data import make_data_app
     from fastfss.cli.demo import demo
     from fastfss.cli.engines import make_engines_app
@@ -86,6 +87,7 @@ def build_app() -> typer.Typer:
     app.command()(train)
     app.command(cls=ManyValuesCommand)(export)
     app.add_typer(make_engines_app(), name="engines")
+    app.command()(cam)
     app.add_typer(make_data_app(), name="data")
     return app
 

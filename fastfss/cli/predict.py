@@ -17,21 +17,26 @@ from fastfss.cli.marks import Shot, read_marks, read_shot
 from fastfss.cli.options import DebugOption
 from fastfss.cli.prediction_folder import REPORT, PendingQuery, PredictionFolder
 from fastfss.cli.prediction_run import Model, progress_bar, segment_queries
-from fastfss.cli.prediction_settings import PredictionSettings, Way
+from fastfss.cli.prediction_settings import PredictionSettings, TextSettings, Way
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
 from fastfss.engines import Manifest, list_backends, load
 from fastfss.errors import expected, import_extra
 from fastfss.methods import create_model
 from fastfss.task import Task
+from fastfss.text import Label, TextLabels, label_names, load_clip
 
 _FAILED, _INTERRUPTED = 1, 130
 
 
 def build_model(settings: PredictionSettings, device: str, backend: str = "auto") -> Model:
     """Make the model or engine that the settings describe, ready to predict on the device."""
+    text = None if settings.text is None else _text_labels(settings.text, device)
     if settings.engine is not None:
-        return load(settings.engine, backend, device=device)
+        engine = load(settings.engine, backend, device=device)
+        if text is not None:
+            engine.model.text = text
+        return engine
     model = create_model(
         settings.method,
         encoder=settings.backbone,
@@ -40,7 +45,14 @@ def build_model(settings: PredictionSettings, device: str, backend: str = "auto"
         size=settings.size,
         **settings.options,
     )
-    return model.to(device).for_inference()
+    model = model.to(device).for_inference()
+    model.text = text
+    return model
+
+
+def _text_labels(settings: TextSettings, device: str) -> TextLabels:
+    others = label_names(settings.others)
+    return load_clip(settings.clip, device=device, others=others, threshold=settings.threshold)
 
 
 def predict(
@@ -87,6 +99,22 @@ def predict(
             help="What pixels are of which clicks and the like say nothing.",
         ),
     ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What the --support images show, in place of masks: CLIP finds it. Needs --clip.",
+        ),
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CLIP's weights for --label: RN50.pt.")
+    ] = None,
+    others: Annotated[
+        str, typer.Option(metavar="coco|pascal|FILE", help="Names that --label competes with.")
+    ] = "coco",
+    label_threshold: Annotated[
+        float, typer.Option(help="What share of the label's activation makes its mask.")
+    ] = 0.5,
     support_folder: Annotated[
         list[Path] | None,
         typer.Option(
@@ -178,6 +206,8 @@ def predict(
         method = Manifest.read(engine).method
     elif backend != "auto":
         raise typer.BadParameter(f"--backend {backend} runs an --engine; got none")
+    if label is not None and clip is None:
+        raise typer.BadParameter("--label needs --clip, the file of CLIP's weights")
     settings = PredictionSettings(
         method=method or "ssp",
         backbone=backbone,
@@ -187,14 +217,15 @@ def predict(
         options=method_options(option or [], refine),
         value=value,
         ways=_ways(
-            support_shots(support or [], read_marks(click or [], scribble or [], box or [])),
-            name,
+            support_shots(support or [], read_marks(click or [], scribble or [], box or []), label),
+            name or label,
             support_folder or [],
             task or [],
             value,
         ),
         unsaid=_unsaid(unsaid),
         engine=engine,
+        text=None if clip is None else TextSettings(clip, others, label_threshold),
     )
     _check_device(device)
     _check_save_task(save_task, settings.ways)
@@ -285,8 +316,22 @@ def _prepare(
     return model, tasks
 
 
-def support_shots(files: Sequence[Path], said: Annotation | None) -> tuple[Shot, ...]:
-    """The shots of --support: pairs of image and mask, or one image and what is said of it."""
+def support_shots(
+    files: Sequence[Path], said: Annotation | None, label: str | None = None
+) -> tuple[Shot, ...]:
+    """The shots of --support: pairs of image and mask, or images with what is said of them.
+
+    Args:
+        files: of --support.
+        said: by --click and the like; of one image.
+        label: of --label; of all images.
+    """
+    if label is not None:
+        if said is not None:
+            raise typer.BadParameter("--label stands for --click, --scribble and --box; got both")
+        if not files:
+            raise typer.BadParameter("--label says what --support shows; got no --support")
+        return tuple((file, Label(label)) for file in files)
     if said is not None:
         if len(files) != 1:
             raise typer.BadParameter(

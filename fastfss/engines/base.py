@@ -26,6 +26,7 @@ from fastfss.methods.frames import frame_image, frame_size
 from fastfss.methods.ways import prediction_of
 from fastfss.result import Result
 from fastfss.task import Task
+from fastfss.text import Label
 
 _REMEMBERED = 200  # calls of each graph whose times `stats` tells of
 
@@ -215,14 +216,15 @@ class Engine(ABC):
 
     def fit(
         self,
-        shots: Iterable[tuple[ImageLike, SupportMask]],
+        shots: Iterable[tuple[ImageLike, SupportMask | Label]],
         *,
-        name: str = "object",
+        name: str | None = None,
         mask_value: int | None = None,
     ) -> Task:
         """Make a Task from annotated images; see `FewShotSegmenter.fit`.
 
-        It is made by PyTorch, in float32, from the weights in the folder.
+        It is made by PyTorch, in float32, from the weights in the folder; of labels where
+        `engine.model.text` is set.
         """
         return self.model.fit(shots, name=name, mask_value=mask_value)
 

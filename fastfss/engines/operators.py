@@ -9,10 +9,12 @@ parser takes with conditions that our graphs do not meet.
 from __future__ import annotations
 
 from collections import Counter
-
-import onnx
+from typing import TYPE_CHECKING
 
 from fastfss.engines.manifest import EngineError
+
+if TYPE_CHECKING:
+    import onnx
 
 _TENSORRT_10 = """
     Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast Ceil Clip Concat Constant
@@ -70,6 +72,8 @@ def check_operators(model: onnx.ModelProto, name: str) -> Counter[str]:
 
 def _why_limited(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> str | None:
     """The reason why an operator of the list cannot serve as it is used, or None."""
+    import onnx
+
     attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
     if node.op_type == "Resize":
         mode = attributes.get("mode", b"nearest")
@@ -81,9 +85,8 @@ def _why_limited(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -
         k = constants.get(node.input[1])
         if k is None or int(onnx.numpy_helper.to_array(k).item()) >= _MOST_TOP_K:
             return f"expected a TopK of a constant k below {_MOST_TOP_K}"
-    if node.op_type in ("ScatterND", "ScatterElements") and attributes.get(
-        "reduction", b"none"
-    ) != (b"none"):
+    scatters = node.op_type in ("ScatterND", "ScatterElements")
+    if scatters and attributes.get("reduction", b"none") != b"none":
         return f"{node.op_type}: TensorRT takes it without a reduction alone"
     if node.op_type == "MaxPool" and len([name for name in node.output if name]) > 1:
         return "MaxPool: TensorRT gives no indices"
