@@ -149,7 +149,7 @@ class Engine(ABC):
             features: of `encode`.
             tasks: as many as the engine has ways. A task of fewer shots than the engine's serves
                 if their number divides it: its shots are then taken several times, which changes
-                no mean, maximum or vote.
+                no mean, maximum or vote. All ways have the same number.
 
         Returns:
             (1, N + 1, h, w): the method's logits, on the grid that the manifest tells of.
@@ -176,6 +176,10 @@ class Engine(ABC):
             raise expected("tasks", f"{manifest.ways}, the engine's ways", str(len(ways)))
         for one in ways:
             manifest.check_tensors(one)
+        # Shots of fewer are taken several times, and some methods average over those of all ways.
+        if len({one.shots for one in ways}) > 1:
+            each = ", ".join(str(one.shots) for one in ways)
+            raise expected("tasks", "as many shots in every way", each)
         held = {
             task_input(way, spec.name): _repeated(one.tensors[spec.name], manifest.shots)
             for way, one in enumerate(ways, start=1)

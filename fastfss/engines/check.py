@@ -42,7 +42,7 @@ def self_check(
     encode = session(_runnable(folder / manifest.encode.file, manifest))
     match = session(folder / manifest.match.file)
     encoded, bound, agreement = 0.0, TOLERANCE, 100.0
-    errors = []
+    errors, foreground = [], 0.0
     for seed in range(_EXAMPLES):
         example = example_of(model, _another_size(settings, seed), seed)
         maps = run(encode, manifest.encode, {"images": example.images})
@@ -53,10 +53,11 @@ def self_check(
         on_own_maps = _matched(match, manifest, example, dict(example.features.maps))
         errors.append(relative_error(on_own_maps, wanted))
         labels = _matched(match, manifest, example, maps).argmax(1)
+        foreground += 100 * (wanted.argmax(1) > 0).float().mean().item() / _EXAMPLES
         alike = (labels == wanted.argmax(1)).float().mean().item()
         agreement = min(agreement, 100 * alike)
     matched = statistics.median(errors)
-    check = Check(encoded, matched, agreement, _EXAMPLES)
+    check = Check(encoded, matched, agreement, _EXAMPLES, round(foreground, 3))
     if not (matched <= TOLERANCE and (manifest.precision == "int8" or encoded <= bound)):
         raise EngineError(
             f"self-check: the graphs differ from eager PyTorch: encode {encoded:.1e} (at most "

@@ -144,12 +144,21 @@ class Check:
             over the images.
         agreement: pixels, in percent, whose label both graphs together give as eager float32.
         images: how many were compared.
+        foreground: pixels, in percent, that eager float32 put into any way. Where they are none or
+            all, as with random weights, the agreement says nothing.
     """
 
     encode: float
     match: float
     agreement: float
     images: int
+    foreground: float
+
+    def __str__(self) -> str:
+        return (
+            f"encode {self.encode:.1e}, match {self.match:.1e} relative to eager float32; "
+            f"{self.agreement:.3f} % of pixels alike, {self.foreground:.1f} % of them foreground"
+        )
 
 
 @dataclass(frozen=True)
@@ -224,8 +233,7 @@ class Manifest:
             f"  logits: {listed(self.match.outputs)}",
             f"  precision: {self.precision}"
             + ("" if self.precision == "fp32" else f", which costs {known}"),
-            f"  self-check: encode {self.check.encode:.1e}, match {self.check.match:.1e}, "
-            f"{self.check.agreement:.3f} % of pixels alike",
+            f"  self-check: {self.check}",
             f"  made by {', '.join(f'{name} {one}' for name, one in self.versions.items())}",
         ]
         return "\n".join(lines)
