@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.annotation import SupportMask
@@ -138,7 +137,7 @@ class Engine(ABC):
         if not spec.fits(images.shape):
             raise expected("images", str(spec.shape), str(tuple(images.shape)))
         started = time.perf_counter()
-        maps = self._encode(images.to(self.device, spec.torch_dtype))
+        maps = self._encode(images.detach().to(self.device, spec.torch_dtype))
         self._timed(0, started)
         return Features(maps, (images.shape[2], images.shape[3]))
 
@@ -189,7 +188,7 @@ class Engine(ABC):
             held[spec.name] = tensor = map_of(features, spec.name)
             if not spec.fits(tensor.shape):
                 raise expected("features", f"a map {spec}", str(tuple(tensor.shape)))
-        return {name: tensor.to(self.device, torch.float32) for name, tensor in held.items()}
+        return {k: t.detach().to(self.device, torch.float32) for k, t in held.items()}
 
     def segment_from(
         self,
@@ -198,7 +197,8 @@ class Engine(ABC):
         output_size: tuple[int, int] | None = None,
     ) -> Prediction:
         """Segment an encoded image; see `FewShotSegmenter.segment_from`."""
-        return self.prediction(self.match(features, task), output_size or features.size)
+        logits = self.match(features, task)
+        return self.prediction(logits, features.size, output_size or features.size)
 
     def segment(
         self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
@@ -206,12 +206,12 @@ class Engine(ABC):
         """Segment an image (1, 3, H, W); see `FewShotSegmenter.segment`."""
         return self.segment_from(self.encode(query), task, output_size)
 
-    def prediction(self, logits: Tensor, size: tuple[int, int]) -> Prediction:
-        """What the match graph's logits say at a size."""
+    def prediction(
+        self, logits: Tensor, image: tuple[int, int], size: tuple[int, int]
+    ) -> Prediction:
+        """What the match graph's logits of an encoded image say at a size."""
         output = self.manifest.output
-        if logits.shape[-2:] != size:
-            corners = output.on_grid and output.align_corners
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=corners)
+        logits = output.enlarged(logits, image, size)
         if output.margins == "largest other":
             return prediction_of(logits)
         return Prediction(logits, logits[:, 1:] - logits[:, :1])

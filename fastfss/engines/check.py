@@ -111,8 +111,8 @@ def _matched(session: Any, manifest: Manifest, example: Example, maps: dict[str,
 def _logits(model: FewShotSegmenter, example: Example) -> Tensor:
     """Eager float32, on the grid of the match graph's."""
     with torch.no_grad():
-        grid = model.logits_grid(example.features, example.tasks)
-        return model.segment_from(example.features, example.tasks, grid).logits
+        logits = model.grid_logits(example.features, example.tasks)
+        return example.prediction.logits if logits is None else logits
 
 
 def _eager_error(model: FewShotSegmenter, example: Example, manifest: Manifest) -> float:
@@ -132,6 +132,7 @@ def maps_error(maps: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> floa
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     """Largest difference by largest magnitude; equal infinities are no difference."""
+    found, wanted = found.detach(), wanted.detach()
     finite = wanted.isfinite()
     if not torch.equal(finite, found.isfinite()):
         return float("inf")

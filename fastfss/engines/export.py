@@ -24,7 +24,14 @@ from fastfss.data import ImageLike
 from fastfss.engines.accuracy import CheckClass, measured_cost
 from fastfss.engines.aot import write_packages
 from fastfss.engines.check import self_check
-from fastfss.engines.examples import LOW_DTYPES, ExportSettings, example_of, prepared, sized
+from fastfss.engines.examples import (
+    LOW_DTYPES,
+    Example,
+    ExportSettings,
+    example_of,
+    prepared,
+    sized,
+)
 from fastfss.engines.graphs import EncodeGraph, MatchGraph, graphs_of
 from fastfss.engines.manifest import (
     ENCODE,
@@ -43,6 +50,8 @@ from fastfss.engines.manifest import (
 )
 from fastfss.errors import expected, import_extra
 from fastfss.methods import FewShotSegmenter, Prediction
+from fastfss.methods.guided import GuidedSegmenter
+from fastfss.methods.guided_parts import Grid
 from fastfss.methods.ways import prediction_of
 from fastfss.ops._registry import references_only
 
@@ -131,7 +140,7 @@ def _write(
     ).eval()
     of_tasks = [one.tensors[name] for one in example.tasks for name in tensors]
     inputs = [*example.features.maps.values(), *of_tasks]
-    free = {2: ("height"), 3: ("width")} if settings.dynamic else {}
+    free = {2: "height", 3: "width"} if settings.dynamic else {}
     encode_model = to_onnx(encode, [example.images], ["images"], names, {"images": free})
     match_model = to_onnx(match, inputs, match.input_names, ["logits"], dict.fromkeys(names, free))
     if settings.precision == "int8":
@@ -156,7 +165,7 @@ def _write(
         image_size=size,
         task=tuple(TensorSpec.of(name, example.tasks[0].tensors[name]) for name in tensors),
         preprocessing=Preprocessing.of(model.frame, model.size, model.encoder),
-        output=Output(on_grid, model.grid_corners, margins_of(example.prediction)),
+        output=output_of(model, example, on_grid=on_grid),
         precision=settings.precision,
         check=Check(0.0, 0.0, 0.0, 0, 0.0),
         cost=None,
@@ -172,13 +181,22 @@ def _write(
 def _write_packages(
     model: FewShotSegmenter, folder: Path, manifest: Manifest, settings: ExportSettings
 ) -> None:
-    """The graphs for C++, always in float32."""
+    """The graphs for C++, always in float32; programs there enlarge logits bilinearly alone."""
     model = sized(model, settings)
+    if manifest.output.stride:
+        manifest = replace(manifest, output=replace(manifest.output, on_grid=False, stride=0))
     example = example_of(model, settings)
     encode, match = graphs_of(model, manifest)
     of_tasks = [t for one in example.tasks for t in one.tensors.values()]
     inputs = [*example.features.maps.values(), *of_tasks]
     write_packages(folder, manifest, (encode, [example.images]), (match, inputs))
+
+
+def output_of(model: FewShotSegmenter, example: Example, *, on_grid: bool) -> Output:
+    """What becomes of the match graph's logits."""
+    grid = model.grid if isinstance(model, GuidedSegmenter) else Grid(0, False)
+    margins = margins_of(example.prediction)
+    return Output(on_grid, model.grid_corners, grid.stride, grid.fades, margins)
 
 
 def margins_of(prediction: Prediction) -> Margins:

@@ -82,8 +82,8 @@ class MatchGraph(nn.Module):
             )
             for start in range(count, len(inputs), each)
         ]
-        size = self.model.logits_grid(features, tasks) if self.on_grid else None
-        return self.model.segment_from(features, tasks, size).logits
+        logits = self.model.grid_logits(features, tasks) if self.on_grid else None
+        return self.model.segment_from(features, tasks).logits if logits is None else logits
 
 
 def graphs_of(model: FewShotSegmenter, manifest: Manifest) -> tuple[EncodeGraph, MatchGraph]:

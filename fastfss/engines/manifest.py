@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.atomic import write_text_atomically
@@ -19,6 +20,7 @@ from fastfss.encoders import Encoder
 from fastfss.encoders.base import Normalization
 from fastfss.errors import expected
 from fastfss.methods.frames import Frame, FrameSize
+from fastfss.methods.guided_parts import Grid
 from fastfss.task import Task
 
 FORMAT = "fastfss-engine-1"
@@ -126,12 +128,31 @@ class Output:
         on_grid: whether the logits are on the method's own grid, and only enlarged to become its
             result; else they are of the images' size.
         align_corners: of that bilinear enlargement.
+        stride, fades: of the enlargement that guided networks have instead, see
+            `fastfss.methods.guided_parts.Grid`; stride 0 stands for the bilinear one.
         margins: a way's margin is its logit minus the background's, or minus the largest other.
     """
 
     on_grid: bool
     align_corners: bool
+    stride: int
+    fades: bool
     margins: Margins
+
+    def enlarged(self, logits: Tensor, image: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """The match graph's logits at another size.
+
+        Args:
+            logits: (1, N + 1, h, w).
+            image: height and width of what was encoded.
+            size: height and width wanted.
+        """
+        if self.on_grid and self.stride:
+            return Grid(self.stride, self.fades).decode(logits, image, size)
+        if logits.shape[-2:] == size:
+            return logits
+        corners = self.on_grid and self.align_corners
+        return F.interpolate(logits, size, mode="bilinear", align_corners=corners)
 
 
 @dataclass(frozen=True)

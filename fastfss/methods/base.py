@@ -147,6 +147,11 @@ class FewShotSegmenter(nn.Module):
         """
         return None
 
+    def grid_logits(self, features: Features, tasks: Sequence[Task]) -> Tensor | None:
+        """The logits (B, N + 1, h, w) on their `logits_grid`; None without one."""
+        grid = self.logits_grid(features, tasks)
+        return None if grid is None else self.segment_from(features, tasks, grid).logits
+
     def fit_from(self, features: Sequence[Features], masks: Images) -> Task:
         """`support_from` as `fit` does it, without a trace in the model.
 
