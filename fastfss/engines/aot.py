@@ -12,13 +12,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastfss.engines.check import TOLERANCE, relative_error
 from fastfss.engines.graphs import EncodeGraph, MatchGraph
-from fastfss.engines.manifest import Manifest
+from fastfss.engines.manifest import EngineError, Manifest
 from fastfss.ops._registry import references_only
 
 ENCODE_PACKAGE, MATCH_PACKAGE = "encode.pt2", "match.pt2"
+
+
+class Contiguous(nn.Module):
+    """A graph that gives tensors in the order of their shapes: packages do not check strides."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.inner = graph
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The graph's results."""
+        results = self.inner(*inputs)
+        every = results if isinstance(results, tuple) else (results,)
+        return tuple(one.contiguous() for one in every)
 
 
 def write_packages(
@@ -37,6 +52,7 @@ def write_packages(
     Raises:
         NotImplementedError: an engine of free size.
         RuntimeError: no C++ compiler, or it fails.
+        EngineError: a package does not compute what its graph does.
     """
     if manifest.dynamic:
         raise NotImplementedError("AOTInductor: only for engines of one size")
@@ -44,12 +60,18 @@ def write_packages(
     for name, (module, inputs) in ((ENCODE_PACKAGE, encode), (MATCH_PACKAGE, match)):
         with references_only(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own internals
-            program = torch.export.export(module, tuple(inputs), strict=False)
+            taken = tuple(one.contiguous() for one in inputs)
+            graph = Contiguous(module)
+            program = torch.export.export(graph, taken, strict=False)
             torch._inductor.aoti_compile_and_package(
                 program,
                 package_path=str(folder / name),
                 inductor_configs={"aot_inductor.metadata": about},
             )
+            found = torch._inductor.aoti_load_package(str(folder / name))(*taken)
+            error = max(map(relative_error, found, graph(*taken)))
+        if not error <= TOLERANCE:
+            raise EngineError(f"{name}: differs from eager PyTorch by {error:.1e}")
 
 
 def metadata_of(manifest: Manifest) -> Mapping[str, str]:
