@@ -44,14 +44,12 @@ BUILTIN = {
     *("int", "float", "bool", "str", "bytes", "memoryview", "object", "None", "list", "tuple"),
     *("dict", "Sequence", "Callable", "Any"),
 }
+SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 SEVERITY = [
     "    class Severity:",
     "        name: str",
     "        value: int",
-    *(
-        f"        {n}: ILogger.Severity"
-        for n in "INTERNAL_ERROR ERROR WARNING INFO VERBOSE".split()
-    ),
+    *(f"        {name}: ILogger.Severity" for name in SEVERITIES),
     "        def __int__(self) -> int: ...",
 ]
 HEAD = '''"""TensorRT {version}; made by typings/generate.py from tensorrt_api_{major}.json."""
