@@ -1,0 +1,359 @@
+"""Cue fusion: fixed ways of matching, weighed against each other by a small network.
+
+The package's own method, for its default weights. Every way of matching that is worth something
+without training (prototypes, dense matching, the query's own prototypes) becomes a map, a cue; what
+is learned is how to read the cues together with the query's edges. As the cues say nothing of the
+class, little can be learned about the classes of training, and much about objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastfss.encoders import Encoder
+from fastfss.errors import expected
+from fastfss.methods.base import FewShotSegmenter
+from fastfss.methods.features import Features, encoded_shots, map_of
+from fastfss.methods.info import MethodInfo
+from fastfss.methods.prediction import Prediction
+from fastfss.methods.shots import Images
+from fastfss.ops import dense_match
+from fastfss.task import Task
+from fastfss.weights import KeyMap
+
+SCALE = 20.0  # of the cosines
+SHARPNESS = 4  # of the weights of the query's own prototypes
+HINTS = 3  # prior, positive marks, negative marks
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """The shots at one grid: T positions, K shots side by side.
+
+    Attributes:
+        key: (B, C, T).
+        inside, outside: (B, T), the share of each position that the object and the background have;
+            0 where nothing is known.
+    """
+
+    key: Tensor
+    inside: Tensor
+    outside: Tensor
+
+
+class CueFusion(FewShotSegmenter):
+    """Matching cues, read together by a small decoder.
+
+    Args:
+        encoder: with maps at strides 4, 8, 16 and 32, for example "mobilenet_v2_tf".
+        layers: the four maps, fine to coarse.
+        size: pixels of the longer side in `fit` and `predict`.
+        embedding: channels of the learned embedding.
+        width: channels of the decoder.
+    """
+
+    method = "cue-fusion"
+    info = MethodInfo(
+        title="cue fusion",
+        paper="this package's own, unpublished",
+        venue="",
+        arxiv="",
+        encoders=("mobilenet_v2_tf",),
+        parity="none to be equal to",
+        weights_licence="Apache-2.0, with the package",
+    )
+    published_keys = KeyMap("cue fusion", ())
+    head_keys = ("embed.", "decoder.")
+    default_size = 480
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        layers: Sequence[str] = ("layer1", "layer2", "layer3", "layer4"),
+        size: int | None = None,
+        *,
+        embedding: int = 96,
+        width: int = 64,
+    ) -> None:
+        super().__init__(encoder, layers, size)
+        infos = [encoder.info(layer) for layer in self.layers]
+        if [one.stride for one in infos] != [4, 8, 16, 32]:
+            came = ", ".join(f"{one.name} ({one.stride})" for one in infos)
+            raise expected("layers", "four maps of strides 4, 8, 16 and 32", came)
+        widths = [one.channels for one in infos]
+        self.embed = nn.Conv2d(sum(widths[1:]), embedding, 1)
+        nn.init.orthogonal_(self.embed.weight)
+        nn.init.zeros_(self.embed.bias)  # type: ignore[arg-type]
+        self.decoder = CueDecoder(widths, width)
+        encoder.requires_grad_(False)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The encoder's maps and "embedding", at stride 16."""
+        maps: dict[str, Tensor] = self.encoder(images, self.layers)
+        return self.embedded(maps)
+
+    def embedded(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The maps of the encoder with the learned one."""
+        fine, middle, coarse = (F.normalize(maps[name], dim=1) for name in self.layers[1:])
+        size = middle.shape[-2:]
+        together = [
+            F.adaptive_avg_pool2d(fine, size),
+            middle,
+            F.interpolate(coarse, size, mode="bilinear"),
+        ]
+        return {**maps, "embedding": self.embed(torch.cat(together, dim=1))}
+
+    @property
+    def matched(self) -> tuple[str, ...]:
+        """The maps that are matched."""
+        return (*self.layers[1:], "embedding")
+
+    def support_from(self, features: Sequence[Features], masks: Images) -> Task:
+        """Turn encoded shots into a Task; see FewShotSegmenter.support_from.
+
+        The Task holds for each matched map "key.<map>" (B, K, C, T), T its positions, and
+        "inside.<map>" and "outside.<map>" (B, K, T); a smaller shot is filled up with positions of
+        which nothing is known.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name in self.matched:
+            maps, shot_masks = encoded_shots(features, name, masks)
+            stride = 16 if name == "embedding" else self.encoder.info(name).stride
+            side = -(-(self.size or 0) // stride)
+            room = max(side * side, *(one.shape[-2] * one.shape[-1] for one in maps))
+            keys, insides, outsides = [], [], []
+            for one, mask in zip(maps, shot_masks, strict=True):
+                inside, outside = shares(mask, (one.shape[-2], one.shape[-1]), one.dtype)
+                free = room - one.shape[-2] * one.shape[-1]
+                keys.append(F.pad(one.flatten(2), (0, free)))
+                insides.append(F.pad(inside.flatten(1), (0, free)))
+                outsides.append(F.pad(outside.flatten(1), (0, free)))
+            tensors[f"key.{name}"] = torch.stack(keys, dim=1)
+            tensors[f"inside.{name}"] = torch.stack(insides, dim=1)
+            tensors[f"outside.{name}"] = torch.stack(outsides, dim=1)
+        return Task(self.method, tensors)
+
+    def segment_from(
+        self,
+        features: Features,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
+        *,
+        hints: Tensor | None = None,
+    ) -> Prediction:
+        """Segment encoded queries; see FewShotSegmenter.segment_from.
+
+        Args:
+            features, task, output_size: as there.
+            hints: (B, 3, H, W), what is known of the query itself: a prior in -1..1, 0 unknown, and
+                how near positive and negative marks are, 0..1.
+        """
+        tasks = self.checked_ways(task, features.batch)
+        maps = {name: map_of(features, name) for name in (*self.layers, "embedding")}
+        logits = []
+        for one in tasks:
+            supports = {name: self.support(one, name, maps[name]) for name in self.matched}
+            found, _ = self.decode(maps, supports, hints)
+            found = F.interpolate(found, output_size or features.size, mode="bilinear")
+            logits.append(torch.cat([torch.zeros_like(found), found], dim=1))
+        return Prediction.from_pairs(logits)
+
+    def support(self, task: Task, name: str, query: Tensor) -> Support:
+        """The shots of a task at one map's grid."""
+        key = task.tensors.get(f"key.{name}")
+        if key is None or key.shape[2] != query.shape[1]:
+            came = ", ".join(f"{k} {tuple(v.shape)}" for k, v in task.tensors.items())
+            raise expected("task", f"key.{name} (B, K, {query.shape[1]}, T)", came)
+        batch = query.shape[0]
+        shares_ = (task.tensors[f"{side}.{name}"].flatten(1) for side in ("inside", "outside"))
+        inside, outside = (one.to(query.dtype).expand(batch, -1) for one in shares_)
+        keys = key.to(query.dtype).transpose(1, 2).flatten(2).expand(batch, -1, -1)
+        return Support(keys, inside, outside)
+
+    def decode(
+        self, maps: Mapping[str, Tensor], supports: Mapping[str, Support], hints: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The logits of the object (B, 1, h, w) at stride 4, and of its presence (B,)."""
+        cues = self.cues(maps, supports)
+        found: tuple[Tensor, Tensor] = self.decoder(cues, [maps[n] for n in self.layers], hints)
+        return found
+
+    def cues(self, maps: Mapping[str, Tensor], supports: Mapping[str, Support]) -> list[Tensor]:
+        """The cues of each matched map, (B, N, h, w) at its grid."""
+        found = {name: matching_cues(maps[name], supports[name]) for name in self.matched}
+        # What all maps say together, at the grid of stride 16.
+        size = maps["embedding"].shape[-2:]
+        names = (self.layers[2], self.layers[3], "embedding")
+        votes = [F.interpolate(found[name][:, :1], size, mode="bilinear") for name in names]
+        vote = torch.stack(votes).mean(dim=0).detach()
+        return [
+            torch.cat([found[name], own_cues(maps[name], vote)], dim=1) for name in self.matched
+        ]
+
+
+def shares(
+    mask: Tensor, size: tuple[int, int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:  # (B, h, w) each
+    """The share of each cell that is object, and background.
+
+    Args:
+        mask: (B, H, W) of {0, 1, 255}.
+        size: of the grid.
+    """
+    kinds = torch.stack([mask == 1, mask == 0], dim=1).to(torch.promote_types(dtype, torch.float32))
+    inside, outside = F.adaptive_avg_pool2d(kinds, size).to(dtype).unbind(1)
+    return inside, outside
+
+
+def matching_cues(
+    query: Tensor,  # (B, C, h, w)
+    support: Support,
+) -> Tensor:  # (B, 5, h, w)
+    """What one map says of where the object is.
+
+    The mask that dense matching transfers; the cosines with the most similar position of the object
+    and of the background; the cosines with their prototypes.
+    """
+    known = support.inside + support.outside
+    share = support.inside / known.clamp_min(1e-6)
+    transfer = dense_match(query, support.key, share.unsqueeze(1), known, scale=SCALE)
+    # A thing of less than half a cell still has its best cell.
+    best = support.inside.amax(dim=1, keepdim=True).clamp_max(0.5)
+    inside = (support.inside >= best) & (support.inside > 0)
+    nearest = [
+        dense_match(query, support.key, mask=where, reduce="max").unsqueeze(1).to(query.dtype)
+        for where in (inside, support.outside > 0.5)
+    ]
+    keys = F.normalize(support.key, dim=1)
+    weights = torch.stack([support.inside, support.outside], dim=2)  # (B, T, 2)
+    return torch.cat([transfer, *nearest, prototype_cues(query, keys @ weights)], dim=1)
+
+
+def own_cues(
+    query: Tensor,  # (B, C, h, w)
+    vote: Tensor,  # (B, 1, h', w')
+) -> Tensor:  # (B, 2, h, w)
+    """The cosines with prototypes of the query itself, of where the others are surest."""
+    vote = F.interpolate(vote, query.shape[-2:], mode="bilinear").flatten(2)
+    low, high = vote.amin(dim=2, keepdim=True), vote.amax(dim=2, keepdim=True)
+    sure = (vote - low) / (high - low).clamp_min(1e-6)
+    weights = torch.cat([sure, 1 - sure], dim=1).pow(SHARPNESS).transpose(1, 2)
+    return prototype_cues(query, F.normalize(query, dim=1).flatten(2) @ weights)
+
+
+def prototype_cues(
+    query: Tensor,  # (B, C, h, w)
+    prototypes: Tensor,  # (B, C, N), of any length; 0 for none
+) -> Tensor:  # (B, N, h, w)
+    """Cosines."""
+    unit = F.normalize(prototypes, dim=1).transpose(1, 2)
+    return (unit @ F.normalize(query, dim=1).flatten(2)).unflatten(2, query.shape[-2:])
+
+
+class CueDecoder(nn.Module):
+    """Reads cues and the query's maps; see CueFusion.
+
+    Args:
+        widths: channels of the query's maps, fine to coarse.
+        width: of the decoder.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, widths: Sequence[int], width: int) -> None:
+        super().__init__()
+        cues = len(widths) * 7
+        # Fixed before training: statistics of a batch would differ between few shots and clicks.
+        self.register_buffer("centre", torch.zeros(cues, 1, 1))
+        self.register_buffer("spread", torch.ones(cues, 1, 1))
+        self.linear = nn.Conv2d(cues, 1, 1)
+        self.context = nn.ModuleList(nn.Conv2d(inputs, 24, 1) for inputs in widths[1:])
+        self.drop = nn.Dropout2d(0.2)
+        self.enter = nn.Conv2d(cues + 3 * 24 + HINTS, width, 1)
+        self.blocks = nn.ModuleList(Block(width, dilation) for dilation in (1, 2, 4, 8, 1))
+        self.pooled = nn.Linear(width, width)
+        self.skip = nn.Conv2d(widths[0], 24, 1)
+        self.fine = nn.Sequential(
+            nn.Conv2d(width + 24 + HINTS, 32, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 1, 1),
+        )
+        self.presence = nn.Sequential(
+            nn.Linear(2 * width + 2, 32), nn.ReLU(inplace=True), nn.Linear(32, 1)
+        )
+
+    def forward(
+        self,
+        cues: Sequence[Tensor],  # (B, 7, h, w) each
+        maps: Sequence[Tensor],  # (B, C, h, w), strides 4, 8, 16, 32
+        hints: Tensor | None,  # (B, 3, H, W)
+    ) -> tuple[Tensor, Tensor]:  # (B, 1, h, w) at stride 4, (B,)
+        """Logits of the object, and of its presence."""
+        size, fine_size = maps[1].shape[-2:], maps[0].shape[-2:]
+
+        def grown(x: Tensor, size: torch.Size = size) -> Tensor:
+            return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear")
+
+        def hinted(size: torch.Size) -> Tensor:
+            if hints is None:
+                return maps[0].new_zeros(maps[0].shape[0], HINTS, *size)
+            return F.adaptive_avg_pool2d(hints.to(maps[0].dtype), size)
+
+        read = (torch.cat([grown(one) for one in cues], dim=1) - self.centre) / self.spread
+        seen = [
+            grown(project(F.normalize(one, dim=1)))
+            for project, one in zip(self.context, maps[1:], strict=True)
+        ]
+        x = self.enter(torch.cat([read, self.drop(torch.cat(seen, dim=1)), hinted(size)], dim=1))
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number == 3:
+                x = x + self.pooled(x.mean(dim=(2, 3)))[:, :, None, None]
+        skip = self.skip(F.normalize(maps[0], dim=1))
+        last = torch.cat([grown(x, fine_size), skip, hinted(fine_size)], dim=1)
+        logits: Tensor = self.fine(last) + grown(self.linear(read), fine_size)
+        return logits, self._presence(x, logits)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Sequence[Sequence[Tensor]]) -> None:
+        """Fix what a usual cue is.
+
+        Args:
+            batches: cues as `forward` takes them.
+        """
+        rows = [[one.transpose(0, 1).flatten(1) for one in cues] for cues in batches]
+        levels = [torch.cat(level, dim=1) for level in zip(*rows, strict=True)]
+        self.centre.copy_(torch.cat([one.mean(dim=1) for one in levels])[:, None, None])
+        spread = torch.cat([one.std(dim=1) for one in levels])
+        self.spread.copy_(spread.clamp_min(1e-3)[:, None, None])
+
+    def _presence(self, x: Tensor, logits: Tensor) -> Tensor:
+        small = F.interpolate(logits, x.shape[-2:], mode="bilinear").flatten(2)
+        where = small.softmax(dim=2)
+        inside = (x.flatten(2) * where).sum(dim=2)
+        strongest = small.amax(dim=2)
+        about = [x.mean(dim=(2, 3)), inside, strongest, small.sigmoid().mean(dim=2)]
+        logit: Tensor = self.presence(torch.cat(about, dim=1)).squeeze(1)
+        return logit
+
+
+class Block(nn.Module):
+    """A residual dilated convolution."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+        self.norm = nn.GroupNorm(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to the same shape."""
+        found: Tensor = x + self.norm(self.conv(F.relu(x)))
+        return found
