@@ -68,7 +68,7 @@ class Episodes:
 
     def few_shot(self, batch: int, *, absent: float = 0.2, prior: float = 0.25) -> Batch:
         """Episodes of other images' masks."""
-        shots = self.rng.choice((1, 1, 1, 2, 3))
+        shots = self.rng.choice((1, 1, 1, 2, 3, 5))
         chosen: list[list[tuple[int, int]]] = []
         present = []
         for _ in range(batch):
