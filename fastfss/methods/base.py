@@ -289,8 +289,12 @@ class FewShotSegmenter(nn.Module):
         Raises:
             OSError: if the file cannot be written.
         """
+        save_checkpoint(path, self.state_dict(), self.about())
+
+    def about(self) -> dict[str, str]:
+        """What `save` writes beside the weights."""
         about = {"format": "fastfss-model-1", "method": self.method, "encoder": self.encoder.name}
-        save_checkpoint(path, self.state_dict(), {**about, "layers": ",".join(self.layers)})
+        return {**about, "layers": ",".join(self.layers)}
 
     def own_keys(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a published checkpoint, or of one of ours, under our names.
@@ -510,6 +514,7 @@ class FewShotSegmenter(nn.Module):
             prediction.probabilities[0],
             prediction.labels[0],
             names=[one.name for one in tasks],
+            presence=None if prediction.presence is None else prediction.presence[0],
             seconds=time.perf_counter() - started,
         )
 

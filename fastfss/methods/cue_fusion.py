@@ -68,8 +68,10 @@ class CueFusion(FewShotSegmenter):
         weights_licence="Apache-2.0, with the package",
     )
     published_keys = KeyMap("cue fusion", ())
-    head_keys = ("embed.", "decoder.")
+    head_keys = ("embed.", "decoder.", "calibration")
     default_size = 480
+
+    calibration: Tensor
 
     def __init__(
         self,
@@ -90,6 +92,9 @@ class CueFusion(FewShotSegmenter):
         nn.init.orthogonal_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)  # type: ignore[arg-type]
         self.decoder = CueDecoder(widths, width)
+        # Measured on classes that training did not see: what is added to the logits of masks; the
+        # slope and the offset of the logit of presence.
+        self.register_buffer("calibration", torch.tensor([0.0, 1.0, 0.0]))
         encoder.requires_grad_(False)
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -155,13 +160,15 @@ class CueFusion(FewShotSegmenter):
         """
         tasks = self.checked_ways(task, features.batch)
         maps = {name: map_of(features, name) for name in (*self.layers, "embedding")}
-        logits = []
+        shift, slope, offset = self.calibration.unbind()
+        logits, presence = [], []
         for one in tasks:
             supports = {name: self.support(one, name, maps[name]) for name in self.matched}
-            found, _ = self.decode(maps, supports, hints)
-            found = F.interpolate(found, output_size or features.size, mode="bilinear")
+            found, there = self.decode(maps, supports, hints)
+            found = F.interpolate(found, output_size or features.size, mode="bilinear") + shift
             logits.append(torch.cat([torch.zeros_like(found), found], dim=1))
-        return Prediction.from_pairs(logits)
+            presence.append((there * slope + offset).sigmoid())
+        return Prediction.from_pairs(logits, torch.stack(presence, dim=1))
 
     def support(self, task: Task, name: str, query: Tensor) -> Support:
         """The shots of a task at one map's grid."""

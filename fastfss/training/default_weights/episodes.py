@@ -79,9 +79,7 @@ class Episodes:
                 drawn.append((self._without(name), -1))
             chosen.append(drawn)
             present.append(here)
-        masks = [
-            [self.mask(*drawn[place]) for drawn in chosen] for place in range(shots + 1)
-        ]
+        masks = [[self.mask(*drawn[place]) for drawn in chosen] for place in range(shots + 1)]
         hints = torch.zeros(batch, 3, LABEL_SIDE, LABEL_SIDE)
         for place in range(batch):
             if present[place] and self.rng.random() < prior:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,10 @@ class Split:
     photos: tuple[Photo, ...]
     held_out: frozenset[str]
     tested: frozenset[str]
+
+    def seen(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of the classes that training may ask for."""
+        return frozenset(names) - self.held_out
 
 
 def read_photos(root: Path) -> dict[str, list[Photo]]:
@@ -134,7 +138,11 @@ def _indexed(root: Path, name: str) -> list[Photo]:
 
 def _videos(root: Path) -> list[Photo]:
     return [
-        Photo(frame, root / "Annotations" / folder.name / f"{frame.stem}.png", {1: f"davis/{folder.name}"})
+        Photo(
+            frame,
+            root / "Annotations" / folder.name / f"{frame.stem}.png",
+            {1: f"davis/{folder.name}"},
+        )
         for folder in sorted((root / "JPEGImages").iterdir())
         for frame in sorted(folder.glob("*.jpg"))[::FRAME_STEP]
     ]

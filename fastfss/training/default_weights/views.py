@@ -19,7 +19,7 @@ from skimage.segmentation import felzenszwalb
 from torch import Tensor
 
 from fastfss.encoders import Encoder
-from fastfss.training.default_weights.photos import IGNORED, Photo, Pixels
+from fastfss.training.default_weights.photos import IGNORED, Photo, Pixels, Split
 
 SIDE = 320  # of a view
 LABEL_SIDE = SIDE // 2
@@ -75,6 +75,35 @@ class Views:
             name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in about["maps"]
         }
         self.labels: Pixels = np.load(folder / "labels.npy", mmap_mode="r")
+
+
+def allowed_views(views: Views, photos: dict[str, list[Photo]], split: Split) -> list[int]:
+    """The numbers of the views that training may see."""
+    places, kept = _places(photos), {photo.image for photo in split.photos}
+    return [
+        number
+        for number, view in enumerate(views.views)
+        if (
+            places[view.source].image in kept
+            if view.source < len(places)
+            # Of what is pasted nothing else is known than what it shows.
+            else not split.held_out.intersection(view.things.values())
+        )
+    ]
+
+
+def held_out_views(views: Views, photos: dict[str, list[Photo]], split: Split) -> list[int]:
+    """The numbers of the views of photographs that training does not see."""
+    places, kept = _places(photos), {photo.image for photo in split.photos}
+    return [
+        number
+        for number, view in enumerate(views.views)
+        if view.source < len(places) and places[view.source].image not in kept
+    ]
+
+
+def _places(photos: dict[str, list[Photo]]) -> list[Photo]:
+    return [photo for members in photos.values() for photo in members]
 
 
 def make_views(
