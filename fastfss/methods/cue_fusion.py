@@ -105,7 +105,7 @@ class CueFusion(FewShotSegmenter):
     def embedded(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The maps of the encoder with the learned one."""
         fine, middle, coarse = (F.normalize(maps[name], dim=1) for name in self.layers[1:])
-        size = middle.shape[-2:]
+        size = (middle.shape[2], middle.shape[3])
         together = [
             F.adaptive_avg_pool2d(fine, size),
             middle,
@@ -259,7 +259,8 @@ def prototype_cues(
 ) -> Tensor:  # (B, N, h, w)
     """Cosines."""
     unit = F.normalize(prototypes, dim=1).transpose(1, 2)
-    return (unit @ F.normalize(query, dim=1).flatten(2)).unflatten(2, query.shape[-2:])
+    cosines: Tensor = unit @ F.normalize(query, dim=1).flatten(2)
+    return cosines.reshape(*cosines.shape[:2], *query.shape[-2:])
 
 
 class CueDecoder(nn.Module):
@@ -312,7 +313,7 @@ class CueDecoder(nn.Module):
         def hinted(size: torch.Size) -> Tensor:
             if hints is None:
                 return maps[0].new_zeros(maps[0].shape[0], HINTS, *size)
-            return F.adaptive_avg_pool2d(hints.to(maps[0].dtype), size)
+            return F.adaptive_avg_pool2d(hints.to(maps[0].dtype), (size[0], size[1]))
 
         read = (torch.cat([grown(one) for one in cues], dim=1) - self.centre) / self.spread
         seen = [

@@ -53,10 +53,10 @@ def logistic(scores: Tensor, truth: Tensor) -> tuple[float, float]:
         loss = (
             F.binary_cross_entropy_with_logits(logits, truth.double()) + 1e-4 * line.square().sum()
         )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     slope, offset = line.detach().tolist()
     return slope, offset
 

@@ -95,7 +95,7 @@ def train(
             batch = episodes.few_shot(BATCH)
         loss = loss_of(*forward(model, batch), batch)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         averaged.update_parameters(model)
