@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastfss.annotation import Annotation, SupportMask, annotation_mask
+from fastfss.annotation import Annotation, SupportMask, Unsaid, annotation_mask
 from fastfss.data import ImageLike, read_image, read_mask
 from fastfss.encoders import Encoder, load_encoder
 from fastfss.encoders.pointwise import use_pointwise_
@@ -54,6 +54,9 @@ class FewShotSegmenter(nn.Module):
         few_shot: whether a support may be another image than the query.
         encoder: the backbone.
         layers: the feature maps that the method reads.
+        takes_hints: whether there is `segment_hinted`.
+        unsaid: what pixels of the query are of which clicks on it say nothing, see
+            fastfss.annotation.annotation_mask.
         cheap_update: whether `support_from` runs no stage of the encoder, so that a change of the
             masks costs little.
         size: the pixels to which `fit` and `predict` bring images: of the longer side, or of both
@@ -70,6 +73,8 @@ class FewShotSegmenter(nn.Module):
     frame: ClassVar[Frame] = "aspect"
     default_size: ClassVar[int | None] = None
     few_shot: ClassVar[bool] = True
+    takes_hints: ClassVar[bool] = False
+    unsaid: ClassVar[Unsaid] = "border"
     cheap_update: ClassVar[bool] = True
 
     def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
@@ -129,6 +134,25 @@ class FewShotSegmenter(nn.Module):
             task: one task, or one a way.
             output_size: height and width of the logits; the images' by default.
         """
+
+    def segment_hinted(
+        self,
+        features: Features,
+        task: Sequence[Task],
+        hints: Sequence[Tensor],
+        output_size: tuple[int, int] | None = None,
+    ) -> Prediction:
+        """`segment_from` with what is known of the queries themselves.
+
+        Args:
+            features, output_size: as in segment_from.
+            task: one a way.
+            hints: one a way, of `hints_of`.
+
+        Raises:
+            NotImplementedError: unless `takes_hints`.
+        """
+        raise NotImplementedError(f"{self.info.title} takes no hints")
 
     def fit_from(self, features: Sequence[Features], masks: Images) -> Task:
         """`support_from` as `fit` does it, without a trace in the model.

@@ -19,6 +19,7 @@ from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.features import Features, encoded_shots, map_of
+from fastfss.methods.frames import frame_size
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.shots import Images
@@ -28,6 +29,7 @@ from fastfss.weights import KeyMap
 
 SCALE = 20.0  # of the cosines
 SHARPNESS = 4  # of the weights of the query's own prototypes
+MARK_WIDTH = 10.0  # of a click's disk, in pixels of the image as the encoder sees it
 HINTS = 3  # prior, positive marks, negative marks
 
 
@@ -69,6 +71,8 @@ class CueFusion(FewShotSegmenter):
     )
     published_keys = KeyMap("cue fusion", ())
     head_keys = ("embed.", "decoder.", "calibration")
+    takes_hints = True
+    unsaid = "ignored"
     default_size = 480
 
     calibration: Tensor
@@ -118,6 +122,11 @@ class CueFusion(FewShotSegmenter):
         """The maps that are matched."""
         return (*self.layers[1:], "embedding")
 
+    def point_width(self, size: tuple[int, int]) -> float:
+        """Diameter of a point's disk in pixels of the image: 10 of those that the encoder sees."""
+        _, seen = frame_size(*size, self.frame, self.size)
+        return MARK_WIDTH * max(own / framed for own, framed in zip(size, seen, strict=True))
+
     def support_from(self, features: Sequence[Features], masks: Images) -> Task:
         """Turn encoded shots into a Task; see FewShotSegmenter.support_from.
 
@@ -148,23 +157,35 @@ class CueFusion(FewShotSegmenter):
         features: Features,
         task: Task | Sequence[Task],
         output_size: tuple[int, int] | None = None,
-        *,
-        hints: Tensor | None = None,
     ) -> Prediction:
-        """Segment encoded queries; see FewShotSegmenter.segment_from.
-
-        Args:
-            features, task, output_size: as there.
-            hints: (B, 3, H, W), what is known of the query itself: a prior in -1..1, 0 unknown, and
-                how near positive and negative marks are, 0..1.
-        """
+        """Segment encoded queries; see FewShotSegmenter.segment_from."""
         tasks = self.checked_ways(task, features.batch)
+        return self._segment(features, tasks, [None] * len(tasks), output_size)
+
+    def segment_hinted(
+        self,
+        features: Features,
+        task: Sequence[Task],
+        hints: Sequence[Tensor],
+        output_size: tuple[int, int] | None = None,
+    ) -> Prediction:
+        """Segment encoded queries with hints; see FewShotSegmenter.segment_hinted."""
+        tasks = self.checked_ways(task, features.batch)
+        return self._segment(features, tasks, hints, output_size)
+
+    def _segment(
+        self,
+        features: Features,
+        tasks: Sequence[Task],
+        hints: Sequence[Tensor | None],  # one a way, (B, 3, h, w)
+        output_size: tuple[int, int] | None,
+    ) -> Prediction:
         maps = {name: map_of(features, name) for name in (*self.layers, "embedding")}
         shift, slope, offset = self.calibration.unbind()
         logits, presence = [], []
-        for one in tasks:
+        for one, hint in zip(tasks, hints, strict=True):
             supports = {name: self.support(one, name, maps[name]) for name in self.matched}
-            found, there = self.decode(maps, supports, hints)
+            found, there = self.decode(maps, supports, hint)
             found = F.interpolate(found, output_size or features.size, mode="bilinear") + shift
             logits.append(torch.cat([torch.zeros_like(found), found], dim=1))
             presence.append((there * slope + offset).sigmoid())
