@@ -22,6 +22,7 @@ from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
 from fastfss.errors import expected, import_extra
 from fastfss.methods import create_model
+from fastfss.methods.named_models import DEFAULT
 from fastfss.task import Task
 from fastfss.text import Label, label_names, load_clip
 
@@ -135,7 +136,13 @@ def predict(
         int | None,
         typer.Option(min=0, help="The class's label, where masks are label maps of several."),
     ] = None,
-    method: Annotated[str, typer.Option(help="The segmentation method.")] = "ssp",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="The segmentation method; else 'default', the package's own model, or ssp with a "
+            "--backbone or --weights."
+        ),
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="The encoder; else the method's first published one.")
     ] = None,
@@ -173,7 +180,6 @@ def predict(
     entry in predictions.json. The same command again goes on where the last run stopped.
 
     Example: fastfss predict --support cow1.jpg cow1.png --query photos --out results
-    --backbone resnet18 --layers layer2,layer3 --weights resnet18.pth
     """
     if bool(query) != (out is not None):
         raise typer.BadParameter("--query and --out belong together; got only one of them")
@@ -182,7 +188,7 @@ def predict(
     if label is not None and clip is None:
         raise typer.BadParameter("--label needs --clip, the file of CLIP's weights")
     settings = PredictionSettings(
-        method=method,
+        method=method or chosen_method(backbone, weights),
         backbone=backbone,
         layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
         weights=weights,
@@ -311,6 +317,11 @@ def support_shots(
     if len(files) % 2:
         raise typer.BadParameter(f"--support: expected images and masks, got {len(files)} files")
     return tuple(zip(files[::2], files[1::2], strict=True))
+
+
+def chosen_method(backbone: str | None, weights: str | None) -> str:
+    """The method where none is named: the one that needs nothing, or SSP for any backbone."""
+    return DEFAULT if backbone is None and weights is None else "ssp"
 
 
 def _unsaid(text: str | None) -> Unsaid | None:

@@ -176,6 +176,7 @@ def _write(query: PendingQuery, image: Tensor, result: Result, seconds: float) -
             "label": way,
             "area": result.area(way),
             "confidence": round(confidence, 6),
+            **({} if result.presence is None else {"presence": round(result.presence[way - 1], 6)}),
             "rle": result.rle(way),
         }
         for way, (name, confidence) in enumerate(

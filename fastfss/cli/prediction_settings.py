@@ -12,6 +12,7 @@ from fastfss import __version__
 from fastfss.annotation import Annotation, Unsaid
 from fastfss.cli.marks import Shot
 from fastfss.errors import expected
+from fastfss.methods.named_models import NAMED_MODELS
 from fastfss.text import Label
 
 # The word that stands for a download instead of a file.
@@ -89,7 +90,10 @@ class PredictionSettings:
 
     def _weights_record(self) -> dict[str, str] | None:
         if self.weights is None:
-            return None
+            named = NAMED_MODELS.get(self.method)
+            if named is None or named.packaged is None:
+                return None
+            return _file_record(Path(named.weights), "--method")
         if self.weights == IMAGENET:
             return {"file": IMAGENET, "sha256": ""}
         return _file_record(Path(self.weights), "--weights")

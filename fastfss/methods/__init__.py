@@ -6,6 +6,7 @@ from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
 from fastfss.methods.class_rows import ClassLogits
+from fastfss.methods.cue_fusion import CueFusion
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.fcn32s import FCN32s
@@ -20,6 +21,7 @@ from fastfss.methods.interactive import InteractiveEarly, InteractiveLate
 from fastfss.methods.latent_classes import LatentClasses, MiningConfig
 from fastfss.methods.latent_graph import GraphConfig, Unlabelled
 from fastfss.methods.mlc import MLC, MLCOutput
+from fastfss.methods.named_models import NAMED_MODELS, NamedModel
 from fastfss.methods.panet import PANet, PANetOutput
 from fastfss.methods.parts import PartConfig
 from fastfss.methods.pfenet import PFENet, PFENetOutput
@@ -36,9 +38,11 @@ __all__ = [
     "DCAMA",
     "GUIDED_NETWORKS",
     "MLC",
+    "NAMED_MODELS",
     "SSP",
     "CANet",
     "ClassLogits",
+    "CueFusion",
     "DENet",
     "FCN32s",
     "Features",
@@ -56,6 +60,7 @@ __all__ = [
     "MLCOutput",
     "MethodInfo",
     "MiningConfig",
+    "NamedModel",
     "PANet",
     "PANetOutput",
     "PFENet",

@@ -12,6 +12,7 @@ from fastfss.errors import expected, expected_kind
 from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
+from fastfss.methods.cue_fusion import CueFusion
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.fcn32s import FCN32s
@@ -23,6 +24,7 @@ from fastfss.methods.imr_hsnet import IMRHSNet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.interactive import InteractiveEarly, InteractiveLate
 from fastfss.methods.mlc import MLC
+from fastfss.methods.named_models import NAMED_MODELS, NamedModel
 from fastfss.methods.panet import PANet
 from fastfss.methods.pfenet import PFENet
 from fastfss.methods.pgnet import PGNet
@@ -33,6 +35,7 @@ from fastfss.weights import read_checkpoint
 _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     AMP,
     CANet,
+    CueFusion,
     DCAMA,
     DENet,
     FCN32s,
@@ -84,8 +87,9 @@ def create_model(
     """Make a method, ready to fit and predict.
 
     Args:
-        method: one of list_models(), for example "ssp", or the published name of a guided network,
-            such as "cofeat-late", whose encoder and options then are the defaults.
+        method: "default", the package's own model, whose weights come with it; "default-large",
+            DINOv2 by timm; or one of list_models(), for example "ssp", or the published name of a
+            guided network, such as "cofeat-late", whose encoder and options then are the defaults.
         encoder: one of fastfss.encoders.list_encoders(), or an Encoder; the first of the published
             ones by default.
         weights: a published checkpoint of the method, a file of `save`, or an encoder file (.pth or
@@ -107,6 +111,8 @@ def create_model(
         network = GUIDED_NETWORKS[method]
         method, encoder = network.method, encoder or network.encoder
         options = {**network.options, **options}
+    if method in NAMED_MODELS:
+        return _named(NAMED_MODELS[method], encoder, weights, layers, size, options)
     kind = _class_of(method)
     known = set(inspect.signature(kind).parameters) - {"encoder", "layers", "size"}
     if unknown := sorted(options.keys() - known):
@@ -135,9 +141,40 @@ def create_model(
     return model.eval()
 
 
+def _named(
+    named: NamedModel,
+    encoder: str | Encoder | None,
+    weights: str | Path | None,
+    layers: Sequence[str] | None,
+    size: int | None,
+    options: dict[str, Any],
+) -> FewShotSegmenter:
+    if encoder is not None:
+        wanted = f"None, since {named.encoder} belongs to the model"
+        raise expected("encoder", wanted, encoder if isinstance(encoder, str) else encoder.name)
+    source = weights or named.weights
+    ready: str | Encoder = named.encoder
+    if named.packaged is None:
+        ready = create_encoder(named.encoder, weights=source, **named.encoder_options)
+    model = create_model(
+        named.method,
+        encoder=ready,
+        weights=source if isinstance(ready, str) else None,
+        layers=layers or named.layers,
+        size=size or named.size,
+        **options,
+    )
+    model.weights_origin = str(source)
+    return model
+
+
 def _class_of(method: str) -> type[FewShotSegmenter]:
+    if method in NAMED_MODELS:
+        method = NAMED_MODELS[method].method
     if method in GUIDED_NETWORKS:
         method = GUIDED_NETWORKS[method].method
     if method not in METHODS:
-        raise expected("method", f"one of {', '.join(list_models(every=True))}", repr(method))
+        raise expected(
+            "method", f"one of {', '.join([*NAMED_MODELS, *list_models(every=True)])}", repr(method)
+        )
     return METHODS[method]

@@ -1,0 +1,29 @@
+"""The weights that come with the package."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fastfss.errors import CheckpointError
+
+FOLDER = Path(__file__).parent / "files"
+# SHA-256 of each file.
+PACKAGED = {"default.safetensors": ""}
+
+
+def packaged_weights(name: str) -> Path:
+    """A file of the package.
+
+    Raises:
+        CheckpointError: it is missing, which a broken installation alone explains.
+    """
+    path = FOLDER / name
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; fastfss carries it: install it again")
+    return path
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
