@@ -24,10 +24,10 @@ PUBLIC = {
         dense_match_sums explain masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        AMP CANet ClassLogits DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
+        AMP CANet ClassLogits CueFusion DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
         GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput
         InteractiveEarly InteractiveLate LatentClasses MethodInfo MiningConfig MLC
-        MLCOutput PANet PANetOutput PartConfig PFENet PFENetOutput PGNet PPNet
+        MLCOutput NAMED_MODELS NamedModel PANet PANetOutput PartConfig PFENet PFENetOutput PGNet PPNet
         PPNetOutput Prediction PublishedNetwork PublishedScore Rectification
         SelfSupportConfig SSP SSPOutput Unlabelled create_model list_models model_info
         published_state

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from fastfss.errors import import_extra
 from fastfss.training.default_weights.photos import IGNORED
 from fastfss.training.default_weights.views import LABEL_SIDE, WHOLE, Views
 
@@ -189,6 +190,7 @@ class Episodes:
 
     def _click(self, found: np.ndarray, truth: np.ndarray) -> tuple[int, int, bool] | None:
         """As a person would: in the largest mistake, mostly in its middle."""
+        ndimage: Any = import_extra("scipy.ndimage", extra="interactive", purpose="clicks")
         best: tuple[float, np.ndarray, bool] | None = None
         for positive, wrong in (
             (True, (truth == 1) & ~found),
@@ -196,7 +198,7 @@ class Episodes:
         ):
             if not wrong.any():
                 continue
-            depth = distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1]
+            depth = ndimage.distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1]
             if best is None or depth.max() > best[0]:
                 best = (float(depth.max()), depth, positive)
         if best is None:

@@ -10,15 +10,16 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageEnhance
-from skimage.segmentation import felzenszwalb
 from torch import Tensor
 
 from fastfss.encoders import Encoder
+from fastfss.errors import import_extra
 from fastfss.training.default_weights.photos import IGNORED, Photo, Pixels, Split
 
 SIDE = 320  # of a view
@@ -239,7 +240,10 @@ def _pasted(
 
 def _regions(image: Image.Image, name: str) -> tuple[Pixels, dict[int, str]]:
     """Regions of like colour, each a class of its own that no other photograph has."""
-    found = felzenszwalb(np.asarray(image), scale=300, sigma=0.8, min_size=400)
+    segmentation: Any = import_extra(
+        "skimage.segmentation", extra="superpixels", purpose="the regions of photographs"
+    )
+    found = segmentation.felzenszwalb(np.asarray(image), scale=300, sigma=0.8, min_size=400)
     labels = np.minimum(found + 1, WHOLE - 1).astype(np.uint8)
     areas = np.bincount(labels.ravel(), minlength=256) / labels.size
     things = {
