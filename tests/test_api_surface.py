@@ -27,7 +27,8 @@ PUBLIC = {
         AMP CANet ClassLogits CueFusion DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
         GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput
         InteractiveEarly InteractiveLate LatentClasses MethodInfo MiningConfig MLC
-        MLCOutput NAMED_MODELS NamedModel PANet PANetOutput PartConfig PFENet PFENetOutput PGNet PPNet
+        MLCOutput NAMED_MODELS NamedModel PANet PANetOutput PartConfig PFENet PFENetOutput
+        PGNet PPNet
         PPNetOutput Prediction PublishedNetwork PublishedScore Rectification
         SelfSupportConfig SSP SSPOutput Unlabelled create_model list_models model_info
         published_state

@@ -16,7 +16,7 @@ from fastfss.errors import import_extra
 from fastfss.training.default_weights.photos import IGNORED
 from fastfss.training.default_weights.views import LABEL_SIDE, WHOLE, Views
 
-SHARES = {"coco": 0.3, "clothing": 0.3, "davis": 0.2, "region": 0.2}
+SHARES = {"coco": 0.25, "clothing": 0.2, "davis": 0.15, "caltech": 0.32, "region": 0.08}
 MARK_WIDTH = 5.0  # of a click's disk, in pixels of the labels
 
 
@@ -67,7 +67,7 @@ class Episodes:
         }
         self.allowed = list(allowed)
 
-    def few_shot(self, batch: int, *, absent: float = 0.2, prior: float = 0.25) -> Batch:
+    def few_shot(self, batch: int, *, absent: float = 0.15, prior: float = 0.25) -> Batch:
         """Episodes of other images' masks."""
         shots = self.rng.choice((1, 1, 1, 2, 3, 5))
         chosen: list[list[tuple[int, int]]] = []

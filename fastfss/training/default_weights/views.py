@@ -21,6 +21,7 @@ from torch import Tensor
 from fastfss.encoders import Encoder
 from fastfss.errors import import_extra
 from fastfss.training.default_weights.photos import IGNORED, Photo, Pixels, Split
+from fastfss.training.default_weights.pseudo_masks import object_mask
 
 SIDE = 320  # of a view
 LABEL_SIDE = SIDE // 2
@@ -53,7 +54,7 @@ class Counts:
     clothing: int = 4
     coco: int = 16
     davis: int = 4
-    caltech: int = 2
+    caltech: int = 3
     pasted: int = 1600  # in all
 
 
@@ -113,22 +114,28 @@ def make_views(
     """Views in order: image (320, 320), labels (160, 160), and what they are."""
     rng = random.Random(f"views {seed}")
     number = 0
+    objects = {photo.image: object_mask(photo.opened()) for photo in photos["caltech"]}
     for name, members in photos.items():
         for photo in members:
-            image = Image.open(photo.image).convert("RGB")
-            if photo.mask is None:
+            image = photo.opened()
+            known = objects[photo.image] if photo.mask is None else photo.labels()
+            if known is None:
                 labels, things = _regions(image, f"{name}/{number}")
             else:
-                labels, things = photo.labels(), dict(photo.things)
+                labels, things = known, dict(photo.things)
                 if name == "clothing":
                     things[WHOLE] = "clothing/whole"
             for _ in range(getattr(counts, name)):
                 yield _view(image, labels, things, number, rng)
             number += 1
-    annotated = [p for name, members in photos.items() for p in members if name != "caltech"]
+    kinds = [
+        [p for p in members if objects.get(p.image, p) is not None] for members in photos.values()
+    ]
     for _ in range(counts.pasted):
-        photo, ground = rng.choice(annotated), rng.choice(photos["caltech"])
-        yield _pasted(photo, ground, number, rng)
+        photo, ground = rng.choice(rng.choice(kinds)), rng.choice(photos["caltech"])
+        labels = photo.labels() if photo.mask is not None else objects[photo.image]
+        assert labels is not None
+        yield _pasted(photo, labels, ground, number, rng)
         number += 1
 
 
@@ -206,10 +213,9 @@ def _finished(
 
 
 def _pasted(
-    photo: Photo, ground: Photo, source: int, rng: random.Random
+    photo: Photo, labels: Pixels, ground: Photo, source: int, rng: random.Random
 ) -> tuple[Image.Image, Pixels, View]:
     """A thing cut out of one photograph on another one."""
-    labels = photo.labels()
     label, name = rng.choice(sorted(photo.things.items()))
     if name.startswith("clothing/") and rng.random() < 0.5:
         inside, name = (labels > 0) & (labels != IGNORED), "clothing/whole"
@@ -217,7 +223,7 @@ def _pasted(
         inside = labels == label
     rows, columns = np.nonzero(inside.any(axis=1))[0], np.nonzero(inside.any(axis=0))[0]
     box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    thing = Image.open(photo.image).convert("RGB").crop(box)
+    thing = photo.opened().crop(box)
     cut = Image.fromarray((inside * 255).astype(np.uint8)).crop(box)
     longer = rng.uniform(0.25, 0.9) * SIDE
     scale = longer / max(thing.size)
@@ -225,7 +231,7 @@ def _pasted(
     angle = rng.uniform(-20, 20)
     thing = thing.resize(size, Image.Resampling.BICUBIC).rotate(angle, Image.Resampling.BICUBIC)
     cut = cut.resize(size, Image.Resampling.BICUBIC).rotate(angle, Image.Resampling.BICUBIC)
-    back = Image.open(ground.image).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    back = ground.opened().resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     place = (
         rng.randint(-size[0] // 4, SIDE - 3 * size[0] // 4),
         rng.randint(-size[1] // 4, SIDE - 3 * size[1] // 4),
