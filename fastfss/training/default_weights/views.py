@@ -133,9 +133,9 @@ def make_views(
     ]
     for _ in range(counts.pasted):
         photo, ground = rng.choice(rng.choice(kinds)), rng.choice(photos["caltech"])
-        labels = photo.labels() if photo.mask is not None else objects[photo.image]
-        assert labels is not None
-        yield _pasted(photo, labels, ground, number, rng)
+        cut = objects[photo.image] if photo.mask is None else photo.labels()
+        assert cut is not None
+        yield _pasted(photo, cut, ground, number, rng)
         number += 1
 
 
