@@ -36,6 +36,12 @@ ENCODER = "mobilenet_v2_tf"
 SPLITS = 5
 STEPS = 1000
 SEED = 0
+ABOUT = {
+    "licence": "Apache-2.0",
+    "trained on": "MobileNetV2 (TensorFlow, ImageNet; Apache-2.0), frozen; clothing, coco_mini, "
+    "davis_mini, caltech101",
+    "card": "docs/default-model.md",
+}
 
 
 def new_model(encoder_file: Path) -> CueFusion:
@@ -103,4 +109,4 @@ def main() -> None:
         if number is not None:
             calibrations.append(model.calibration.clone())
     model.calibration.copy_(torch.stack(calibrations).mean(dim=0))
-    write(model, chosen.out, {"steps": str(chosen.steps), "seed": str(SEED)})
+    write(model, chosen.out, {**ABOUT, "steps": str(chosen.steps), "seed": str(SEED)})
