@@ -44,7 +44,7 @@ def held_out(root: Path, split: Split) -> dict[str, Categories]:
     """The sets' classes and photographs that a split leaves out."""
     sets = read_sets(root)
     tested = {
-        name: [one for one in images if one.image.stem in split.tested]
+        name: [one for one in images if one.image in split.tested]
         for name, images in sets["clothing"].items()
     }
     return {

@@ -78,7 +78,7 @@ def train(
         usual = [inputs(model, episodes.few_shot(BATCH)) for _ in range(CALIBRATION)]
         model.decoder.calibrate([model.cues(*one) for one in usual])
     averaged = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(1 - 20 / steps)
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(max(0.0, 1 - 20 / steps))
     )
     started, losses = time.monotonic(), []
     model.train()

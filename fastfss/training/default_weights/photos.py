@@ -45,7 +45,7 @@ SAME = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Photo:
     """A photograph with a mask of numbered things.
 
@@ -77,12 +77,12 @@ class Split:
     Attributes:
         photos: those of training.
         held_out: names of classes, or videos, that it must not see.
-        tested: photographs that are kept for testing, by their stem.
+        tested: the files of the photographs that are kept for testing.
     """
 
     photos: tuple[Photo, ...]
     held_out: frozenset[str]
-    tested: frozenset[str]
+    tested: frozenset[Path]
 
     def seen(self, names: Iterable[str]) -> frozenset[str]:
         """Those of the classes that training may ask for."""
@@ -127,25 +127,16 @@ def make_split(photos: dict[str, list[Photo]], seed: int | None) -> Split:
         held_out.update(classes[seed % 5 :: 5])
     things = {thing for photo in photos["caltech"] for thing in photo.things.values()}
     held_out.update(name for name in things if in_coco(name) in held_out)
-    stems = sorted(photo.image.stem for photo in photos["clothing"])
-    tested = set(random.Random(f"photos {seed}").sample(stems, len(stems) // 3))
-    tested |= {
-        photo.image.stem for photo in photos["coco"] if held_out.intersection(photo.things.values())
-    }
-    # Stems are unique within clothing and coco alone.
-    apart = {
-        photo.image
-        for kind in ("clothing", "coco")
-        for photo in photos[kind]
-        if photo.image.stem in tested
-    } | {
-        photo.image
-        for kind in ("davis", "caltech")
-        for photo in photos[kind]
+    clothing = photos["clothing"]
+    apart = set(random.Random(f"photos {seed}").sample(clothing, len(clothing) // 3))
+    apart |= {
+        photo
+        for name in ("coco", "davis", "caltech")
+        for photo in photos[name]
         if held_out.intersection(photo.things.values())
     }
-    kept = tuple(photo for photo in everything if photo.image not in apart)
-    return Split(kept, frozenset(held_out), frozenset(tested))
+    kept = tuple(photo for photo in everything if photo not in apart)
+    return Split(kept, frozenset(held_out), frozenset(photo.image for photo in apart))
 
 
 def in_coco(name: str) -> str:
