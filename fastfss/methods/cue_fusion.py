@@ -72,6 +72,7 @@ class CueFusion(FewShotSegmenter):
     published_keys = KeyMap("cue fusion", ())
     head_keys = ("embed.", "decoder.", "calibration")
     takes_hints = True
+    grid_corners = False
     unsaid = "ignored"
     default_size = 480
 
@@ -138,8 +139,7 @@ class CueFusion(FewShotSegmenter):
         for name in self.matched:
             maps, shot_masks = encoded_shots(features, name, masks)
             stride = 16 if name == "embedding" else self.encoder.info(name).stride
-            side = -(-(self.size or 0) // stride)
-            room = max(side * side, *(one.shape[-2] * one.shape[-1] for one in maps))
+            room = max(self._positions(stride), *(one.shape[-2] * one.shape[-1] for one in maps))
             keys, insides, outsides = [], [], []
             for one, mask in zip(maps, shot_masks, strict=True):
                 inside, outside = shares(mask, (one.shape[-2], one.shape[-1]), one.dtype)
@@ -152,6 +152,11 @@ class CueFusion(FewShotSegmenter):
             tensors[f"outside.{name}"] = torch.stack(outsides, dim=1)
         return Task(self.method, tensors)
 
+    def _positions(self, stride: int) -> int:
+        """How many positions an image of `size` has at most."""
+        height, width = self.size if isinstance(self.size, tuple) else (self.size or 0,) * 2
+        return -(-height // stride) * -(-width // stride)
+
     def segment_from(
         self,
         features: Features,
@@ -161,6 +166,11 @@ class CueFusion(FewShotSegmenter):
         """Segment encoded queries; see FewShotSegmenter.segment_from."""
         tasks = self.checked_ways(task, features.batch)
         return self._segment(features, tasks, [None] * len(tasks), output_size)
+
+    def logits_grid(self, features: Features, tasks: Sequence[Task]) -> tuple[int, int]:
+        """That of stride 4; see FewShotSegmenter.logits_grid."""
+        height, width = map_of(features, self.layers[0]).shape[-2:]
+        return height, width
 
     def segment_hinted(
         self,
