@@ -31,6 +31,7 @@ from fastfss.methods import (
 )
 from fastfss.result import Result
 from fastfss.task import Task
+from fastfss.text import Label, LabelNotFoundError, load_clip
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,8 @@ __all__ = [
     "GuidedLate",
     "HSNet",
     "IMRHSNet",
+    "Label",
+    "LabelNotFoundError",
     "PANet",
     "PFENet",
     "PGNet",
@@ -56,5 +59,6 @@ __all__ = [
     "create_model",
     "list_encoders",
     "list_models",
+    "load_clip",
     "model_info",
 ]

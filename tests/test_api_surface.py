@@ -9,14 +9,15 @@ import fastfss.encoders
 import fastfss.methods
 import fastfss.ops
 import fastfss.protocols
+import fastfss.text
 import fastfss.training
 import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        AMP Annotation CANet DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet MLC PANet
-        PFENet PGNet PPNet Result SSP Task create_encoder create_model list_encoders
-        list_models model_info
+        AMP Annotation CANet DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet Label
+        LabelNotFoundError MLC PANet PFENet PGNet PPNet Result SSP Task create_encoder
+        create_model list_encoders list_models load_clip model_info
     """,
     fastfss.ops: """
         Explanation center_pivot_block center_pivot_conv4d dense_correlation dense_match
@@ -48,6 +49,10 @@ PUBLIC = {
     fastfss.training: """
         FeatureCache Recipe TrainingResult build_cache build_model list_recipes load_recipe
         recipe_digest recipe_from train
+    """,
+    fastfss.text: """
+        ClipTower Label LabelNotFoundError TextLabels activation_maps decode encode label_names
+        load_clip load_tower tokenize tower_of
     """,
     fastfss.data.augment: """
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "fastfss"
 LAYERS = (
     {"errors", "atomic", "_native", "kernels"},
     {"data", "result", "weights", "task", "ops"},
-    {"annotation", "encoders"},
+    {"annotation", "encoders", "text"},
     {"methods"},
     {"engines", "environment", "interactive"},
     {"protocols", "training", "video"},
@@ -30,6 +30,7 @@ FACADE = {"__init__", "__main__"}
 # What `import fastfss` must not load: optional packages, and those that compile.
 HEAVY = {
     *("timm", "typer", "rich", "triton", "pycocotools", "skimage", "scipy", "tensorboard", "cv2"),
+    "open_clip",
     *("onnx", "onnxruntime", "openvino", "tensorrt"),
 }
 IMPORT_ALL_BUT_CLI_AND_KERNELS = """

@@ -52,6 +52,7 @@ def build_app() -> typer.Typer:
         import_extra(package, extra="cli", purpose="the fastfss command")
     import typer
 
+    from fastfss.cli.cam import cam
     from fastfss.cli.data import make_data_app
     from fastfss.cli.demo import demo
     from fastfss.cli.env import env
@@ -76,6 +77,7 @@ def build_app() -> typer.Typer:
     app.command()(env)
     app.command("eval")(evaluate_command)
     app.command()(train)
+    app.command()(cam)
     app.add_typer(make_data_app(), name="data")
     return app
 

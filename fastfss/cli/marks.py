@@ -8,10 +8,11 @@ from pathlib import Path
 from fastfss.annotation import Annotation, Unsaid, annotation_mask
 from fastfss.data import MaskLike, read_image
 from fastfss.errors import expected
+from fastfss.text import Label
 
 ANNOTATION_SUFFIX = ".json"
 
-Shot = tuple[Path, Path | Annotation]
+Shot = tuple[Path, Path | Annotation | Label]
 
 
 def read_marks(
@@ -51,11 +52,11 @@ def read_marks(
 
 def read_shot(
     shot: Shot, point_width: Callable[[tuple[int, int]], float], unsaid: Unsaid | None
-) -> tuple[Path, MaskLike | Annotation]:
+) -> tuple[Path, MaskLike | Annotation | Label]:
     """A support as `fit` takes it: annotations read from their files and, if asked for, drawn.
 
     Args:
-        shot: an image, and its mask, annotation or annotation file.
+        shot: an image, and its mask, label, annotation or annotation file.
         point_width: of a model: the diameter of a point in an image of that height and width.
         unsaid: what pixels are of which the annotation says nothing; None leaves it to `fit`.
 
@@ -63,6 +64,8 @@ def read_shot(
         OSError, ValueError: a file cannot be read, or is no annotation; it is named.
     """
     image, said = shot
+    if isinstance(said, Label):
+        return image, said
     if isinstance(said, Path):
         if said.suffix.lower() != ANNOTATION_SUFFIX:
             return image, said

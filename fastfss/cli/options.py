@@ -68,7 +68,8 @@ def repeat_flags(arguments: list[str]) -> list[str]:
         ['--support', '1.jpg', '--support', '1.png', '--query', '2.jpg', '--overwrite']
     """
     repeated: list[str] = []
-    marked = any(argument.partition("=")[0] in _MARKS for argument in arguments)
+    maskless = (*_MARKS, "--label")
+    marked = any(argument.partition("=")[0] in maskless for argument in arguments)
     rest = list(reversed(arguments))
     while rest:
         flag = rest.pop()

@@ -17,12 +17,13 @@ from fastfss.cli.marks import Shot, read_marks, read_shot
 from fastfss.cli.options import DebugOption
 from fastfss.cli.prediction_folder import REPORT, PendingQuery, PredictionFolder
 from fastfss.cli.prediction_run import Model, progress_bar, segment_queries
-from fastfss.cli.prediction_settings import PredictionSettings, Way
+from fastfss.cli.prediction_settings import PredictionSettings, TextSettings, Way
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
 from fastfss.errors import expected, import_extra
 from fastfss.methods import create_model
 from fastfss.task import Task
+from fastfss.text import Label, label_names, load_clip
 
 _FAILED, _INTERRUPTED = 1, 130
 
@@ -37,7 +38,15 @@ def build_model(settings: PredictionSettings, device: str) -> Model:
         size=settings.size,
         **settings.options,
     )
-    return model.to(device).for_inference()
+    model = model.to(device).for_inference()
+    if settings.text is not None:
+        model.text = load_clip(
+            settings.text.clip,
+            device=device,
+            others=label_names(settings.text.others),
+            threshold=settings.text.threshold,
+        )
+    return model
 
 
 def predict(
@@ -84,6 +93,22 @@ def predict(
             help="What pixels are of which clicks and the like say nothing.",
         ),
     ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What the --support images show, in place of masks: CLIP finds it. Needs --clip.",
+        ),
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CLIP's weights for --label: RN50.pt.")
+    ] = None,
+    others: Annotated[
+        str, typer.Option(metavar="coco|pascal|FILE", help="Names that --label competes with.")
+    ] = "coco",
+    label_threshold: Annotated[
+        float, typer.Option(help="What share of the label's activation makes its mask.")
+    ] = 0.5,
     support_folder: Annotated[
         list[Path] | None,
         typer.Option(
@@ -154,6 +179,8 @@ def predict(
         raise typer.BadParameter("--query and --out belong together; got only one of them")
     if not query and save_task is None:
         raise typer.BadParameter("nothing to do: expected --query and --out, or --save-task")
+    if label is not None and clip is None:
+        raise typer.BadParameter("--label needs --clip, the file of CLIP's weights")
     settings = PredictionSettings(
         method=method,
         backbone=backbone,
@@ -163,13 +190,14 @@ def predict(
         options=method_options(option or [], refine),
         value=value,
         ways=_ways(
-            support_shots(support or [], read_marks(click or [], scribble or [], box or [])),
-            name,
+            support_shots(support or [], read_marks(click or [], scribble or [], box or []), label),
+            name or label,
             support_folder or [],
             task or [],
             value,
         ),
         unsaid=_unsaid(unsaid),
+        text=None if clip is None else TextSettings(clip, others, label_threshold),
     )
     _check_device(device)
     _check_save_task(save_task, settings.ways)
@@ -257,8 +285,22 @@ def _prepare(
     return model, tasks
 
 
-def support_shots(files: Sequence[Path], said: Annotation | None) -> tuple[Shot, ...]:
-    """The shots of --support: pairs of image and mask, or one image and what is said of it."""
+def support_shots(
+    files: Sequence[Path], said: Annotation | None, label: str | None = None
+) -> tuple[Shot, ...]:
+    """The shots of --support: pairs of image and mask, or images with what is said of them.
+
+    Args:
+        files: of --support.
+        said: by --click and the like; of one image.
+        label: of --label; of all images.
+    """
+    if label is not None:
+        if said is not None:
+            raise typer.BadParameter("--label stands for --click, --scribble and --box; got both")
+        if not files:
+            raise typer.BadParameter("--label says what --support shows; got no --support")
+        return tuple((file, Label(label)) for file in files)
     if said is not None:
         if len(files) != 1:
             raise typer.BadParameter(

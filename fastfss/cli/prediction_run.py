@@ -24,6 +24,7 @@ from fastfss.cli.prediction_folder import PendingQuery, PredictionFolder
 from fastfss.data import read_image
 from fastfss.result import Result
 from fastfss.task import Task
+from fastfss.text import Label
 
 # For 12-megapixel photos reading takes 0.1 s and writing 0.8 s, most of it in zlib, which leaves
 # Python's lock to others. More results waiting to be written would only fill the memory.
@@ -40,7 +41,11 @@ class Model(Protocol):
     """What predicting needs of a model."""
 
     def fit(
-        self, shots: Sequence[tuple[Path, SupportMask]], *, name: str, mask_value: int | None
+        self,
+        shots: Sequence[tuple[Path, SupportMask | Label]],
+        *,
+        name: str,
+        mask_value: int | None,
     ) -> Task:
         """Make a task from annotated images."""
 

@@ -12,6 +12,7 @@ from fastfss import __version__
 from fastfss.annotation import Annotation, Unsaid
 from fastfss.cli.marks import Shot
 from fastfss.errors import expected
+from fastfss.text import Label
 
 # The word that stands for a download instead of a file.
 IMAGENET = "imagenet"
@@ -21,12 +22,29 @@ IMAGENET = "imagenet"
 class Way:
     """One class to look for: annotated images with a name, or a task saved earlier.
 
-    A shot is an image with its mask, the file of an annotation, or the annotation itself.
+    A shot is an image with its mask, its label, or an annotation or the file of one.
     """
 
     name: str | None = None
     shots: tuple[Shot, ...] = ()
     task: Path | None = None
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How labels are found: CLIP's file, and the options of `fastfss.text.TextLabels`."""
+
+    clip: Path
+    others: str = "coco"
+    threshold: float = 0.5
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings as JSON; as in PredictionSettings."""
+        return {
+            "clip": _file_record(self.clip, "--clip"),
+            "others": self.others,
+            "threshold": self.threshold,
+        }
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,7 @@ class PredictionSettings:
     value: int | None
     ways: tuple[Way, ...]
     unsaid: Unsaid | None = None
+    text: TextSettings | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON, with a digest of every file.
@@ -64,6 +83,7 @@ class PredictionSettings:
             "options": dict(self.options),
             "value": self.value,
             "unsaid": self.unsaid,
+            "text": None if self.text is None else self.text.record(),
             "ways": [_way_record(way) for way in self.ways],
         }
 
@@ -109,15 +129,16 @@ def _way_record(way: Way) -> dict[str, Any]:
     if way.task is not None:
         return {"task": _file_record(way.task, "--task")}
     shots = [
-        {
-            "image": _file_record(image, "support image"),
-            "mask": said.to_json()
-            if isinstance(said, Annotation)
-            else _file_record(said, "support mask"),
-        }
+        {"image": _file_record(image, "support image"), "mask": _mask_record(said)}
         for image, said in way.shots
     ]
     return {"name": way.name, "shots": shots}
+
+
+def _mask_record(said: Path | Annotation | Label) -> str | dict[str, str]:
+    if isinstance(said, Label):
+        return f"label {said.text}"
+    return said.to_json() if isinstance(said, Annotation) else _file_record(said, "support mask")
 
 
 def _file_record(path: Path, argument: str) -> dict[str, str]:

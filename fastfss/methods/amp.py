@@ -34,6 +34,7 @@ from fastfss.methods.shots import Images, stacked_shots
 from fastfss.methods.ways import prediction_of
 from fastfss.ops import masked_average_pool
 from fastfss.task import Task
+from fastfss.text import Label
 from fastfss.weights import KeyMap
 
 Background = Literal["running", "episode"]
@@ -175,9 +176,9 @@ class AMP(FewShotSegmenter):
     @torch.no_grad()
     def fit(
         self,
-        shots: Iterable[tuple[ImageLike, SupportMask]],
+        shots: Iterable[tuple[ImageLike, SupportMask | Label]],
         *,
-        name: str = "object",
+        name: str | None = None,
         mask_value: int | None = None,
         label: int | None = None,
     ) -> Task:
@@ -190,8 +191,9 @@ class AMP(FewShotSegmenter):
             label: see encode_support.
         """
         self._warn_if_random()
+        shots = list(shots)
         images, masks = self.read_shots(shots, mask_value)
-        return self.named(self._encode(images, masks, label, "episode"), name)
+        return self.named(self._encode(images, masks, label, "episode"), self.name_of(shots, name))
 
     def _encode(
         self, images: Images, masks: Images, labels: Labels | None, background: Background

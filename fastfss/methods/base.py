@@ -28,6 +28,8 @@ from fastfss.methods.prediction import Prediction
 from fastfss.methods.shots import Images, shots_of
 from fastfss.result import Result
 from fastfss.task import Task
+from fastfss.text import Label, TextLabels
+from fastfss.text.labels import as_label
 from fastfss.weights import KeyMap, load_into, save_checkpoint
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class FewShotSegmenter(nn.Module):
             masks costs little.
         size: the pixels to which `fit` and `predict` bring images: of the longer side, or of both
             (`frame`); None keeps them as they are.
+        text: what makes masks of labels, of `fastfss.load_clip`; None at first. It stays on its own
+            device and is no part of the weights.
     """
 
     method: ClassVar[str]
@@ -79,6 +83,7 @@ class FewShotSegmenter(nn.Module):
         self.encoder = encoder
         self.layers = tuple(layers)
         self.size = self.default_size if size is None else size
+        self.text: TextLabels | None = None
         self.weights_origin = "random"
         self.head_origin = "random" if self.head_keys else "none"
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
@@ -343,9 +348,9 @@ class FewShotSegmenter(nn.Module):
     @torch.no_grad()
     def fit(
         self,
-        shots: Iterable[tuple[ImageLike, SupportMask]],
+        shots: Iterable[tuple[ImageLike, SupportMask | Label]],
         *,
-        name: str = "object",
+        name: str | None = None,
         mask_value: int | None = None,
     ) -> Task:
         """Make a Task from annotated images.
@@ -353,8 +358,8 @@ class FewShotSegmenter(nn.Module):
         Args:
             shots: pairs of image and mask; a path, PIL image, NumPy array or tensor each, of any
                 size; see `fastfss.data.read_image` and `read_mask` for what is taken. Instead of a
-                mask an Annotation: points, strokes, boxes.
-            name: what to call the class.
+                mask an Annotation: points, strokes, boxes; or a label, where the model has `text`.
+            name: what to call the class; by default its label if there is one, else "object".
             mask_value: the label to take where masks are label maps of several classes.
 
         Returns:
@@ -362,6 +367,7 @@ class FewShotSegmenter(nn.Module):
 
         Raises:
             ValueError: if there is no pair, or an image or mask cannot be used; it is named.
+            LabelNotFoundError: a ValueError: nothing in an image speaks for its label.
 
         Example:
             >>> import torch, fastfss
@@ -372,12 +378,13 @@ class FewShotSegmenter(nn.Module):
             1
         """
         self._warn_if_random()
+        shots = list(shots)
         task = self.encode_support(*self.read_shots(shots, mask_value))
-        return self.named(task, name)
+        return self.named(task, self.name_of(shots, name))
 
     def read_shots(
         self,
-        shots: Iterable[tuple[ImageLike, SupportMask]],
+        shots: Iterable[tuple[ImageLike, SupportMask | Label]],
         mask_value: int | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The support images (1, 3, h, w) and masks (1, h', w') of `fit`, as encode_support's.
@@ -390,17 +397,50 @@ class FewShotSegmenter(nn.Module):
                 raise expected(f"shots[{index}]", "a pair (image, mask)", type(pair).__name__)
             image = read_image(pair[0], argument=f"shots[{index}] image")
             size, argument = (image.shape[1], image.shape[2]), f"shots[{index}] mask"
-            if isinstance(pair[1], Annotation):
-                width = self.point_width(size)
-                mask = annotation_mask(pair[1], size, width=width, argument=argument)
-            else:
-                mask = read_mask(pair[1], size=size, value=mask_value, argument=argument)
             images.append(self.prepare(image))
+            given = self.label_of(pair[1]) or pair[1]
+            if isinstance(given, Label):
+                masks.append(self.mask_of_label(image, given, argument=f"shots[{index}] image"))
+                continue
+            if isinstance(given, Annotation):
+                width = self.point_width(size)
+                mask = annotation_mask(given, size, width=width, argument=argument)
+            else:
+                mask = read_mask(given, size=size, value=mask_value, argument=argument)
             mask = mask.unsqueeze(0).to(self.device)
             masks.append(frame_mask(mask, self.frame, self.size))
         if not images:
             raise expected("shots", "at least one pair (image, mask)", "none")
         return images, masks
+
+    def name_of(
+        self, shots: Sequence[tuple[ImageLike, SupportMask | Label]], name: str | None
+    ) -> str:
+        """What `fit` calls a class: its name, or the first label, or "object"."""
+        labels = (self.label_of(mask) for _, mask in shots)
+        return name or next((label.text for label in labels if label is not None), "object")
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether `fit` takes labels: there is `text`."""
+        return self.text is not None
+
+    def label_of(self, mask: object) -> Label | None:
+        """What is a label among what `fit` takes beside an image.
+
+        Raises:
+            ValueError: a Label, and nothing to find it with.
+        """
+        if isinstance(mask, Label) and not self.reads_labels:
+            wanted = "model.text = fastfss.load_clip(FILE) before labels are used"
+            raise expected("text", wanted, "none")
+        return as_label(mask, known=self.reads_labels)
+
+    def mask_of_label(self, image: Tensor, label: Label, *, argument: str = "image") -> Tensor:
+        """The support mask (1, h, w) that a label stands for in an image, uint8 (3, H, W)."""
+        assert self.text is not None
+        mask = self.text.mask(image, label.text, argument=argument)
+        return frame_mask(mask.unsqueeze(0).to(self.device), self.frame, self.size)
 
     @property
     def mask_stride(self) -> int:

@@ -36,6 +36,7 @@ from fastfss.methods.shots import Images, stacked_shots
 from fastfss.methods.ways import prediction_of
 from fastfss.methods.weight_estimator import GateAverage, WeightEstimator
 from fastfss.task import Task
+from fastfss.text import Label
 from fastfss.weights import KeyMap
 
 DENET_KEYS = KeyMap("DENet", (("backbone.", "encoder."),))
@@ -195,9 +196,9 @@ class DENet(FewShotSegmenter):
     @torch.no_grad()
     def fit(
         self,
-        shots: Iterable[tuple[ImageLike, SupportMask]],
+        shots: Iterable[tuple[ImageLike, SupportMask | Label]],
         *,
-        name: str = "object",
+        name: str | None = None,
         mask_value: int | None = None,
         label: int | None = None,
     ) -> Task:
@@ -208,8 +209,9 @@ class DENet(FewShotSegmenter):
             label: see encode_support.
         """
         self._warn_if_random()
+        shots = list(shots)
         images, masks = self.read_shots(shots, mask_value)
-        return self.named(self.encode_support(images, masks, label), name)
+        return self.named(self.encode_support(images, masks, label), self.name_of(shots, name))
 
     def segment_from(
         self,

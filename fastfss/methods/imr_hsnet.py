@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastfss.annotation import SupportMask
 from fastfss.data import ImageLike
 from fastfss.encoders import Encoder
 from fastfss.encoders.pointwise import pointwise
@@ -29,6 +30,8 @@ from fastfss.methods.shots import Images
 from fastfss.methods.stacked import apart
 from fastfss.result import Result
 from fastfss.task import Task
+from fastfss.text import Label
+from fastfss.text.labels import check_found
 from fastfss.weights import KeyMap
 
 QueryMap = Literal["given", "uniform"]
@@ -89,7 +92,8 @@ class IMRHSNet(LevelPyramid):
 
     Attributes:
         label_maps: a function that makes the activation maps (N, h, w) of N labels in an image,
-            uint8 (3, H, W); `predict` asks it for those of the tasks' names. None at first.
+            uint8 (3, H, W); `predict` asks it for those of the tasks' names. None at
+            first: `text` is asked then, if there is one.
     """
 
     method = "imr-hsnet"
@@ -219,14 +223,62 @@ class IMRHSNet(LevelPyramid):
 
         def segmenter(image: Tensor, tasks: Sequence[Task]) -> Callable[..., Prediction]:
             maps = query_map
-            if maps is None and self.label_maps is not None:
-                maps = self.label_maps(image, [one.name for one in tasks])
+            label_maps = self.label_maps or self.text
+            if maps is None and label_maps is not None:
+                maps = label_maps(image, [one.name for one in tasks])
             if maps is not None:
                 maps = torch.as_tensor(maps, device=self.device)
                 maps = maps.view(1, *((1,) if maps.ndim == 2 else ()), *maps.shape)
-            return partial(self.segment, query_map=maps)
+            return partial(self._found_alone, query_map=maps)
 
         return self._predicted(query, task, segmenter)
+
+    def _found_alone(
+        self,
+        query: Tensor,
+        task: Task | Sequence[Task],
+        output_size: tuple[int, int] | None = None,
+        *,
+        query_map: Tensor | None,
+    ) -> Prediction:
+        """`segment`, but a way whose map is 0 everywhere is nowhere: its label was not found."""
+        prediction = self.segment(query, task, output_size, query_map=query_map)
+        if query_map is None:
+            return prediction
+        nowhere = ~(query_map > 0).any(dim=3).any(dim=2)[:, :, None, None]  # (B, N, 1, 1)
+        background, ways = prediction.logits[:, :1], prediction.logits[:, 1:]
+        return Prediction(
+            torch.cat([background, ways.masked_fill(nowhere, -torch.inf)], dim=1),
+            prediction.margins.masked_fill(nowhere, -torch.inf),
+        )
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether `fit` takes labels: there is `text` or `label_maps`."""
+        return self.text is not None or self.label_maps is not None
+
+    def name_of(
+        self, shots: Sequence[tuple[ImageLike, SupportMask | Label]], name: str | None
+    ) -> str:
+        """See FewShotSegmenter.name_of; a label cannot have another name.
+
+        Raises:
+            ValueError: it has.
+        """
+        label = super().name_of(shots, None)
+        labelled = any(self.label_of(mask) is not None for _, mask in shots)
+        if labelled and name not in (None, label):
+            wanted = f"the label {label!r}, since predict makes the query's map of the task's name"
+            raise expected("name", wanted, repr(name))
+        return name or label
+
+    def mask_of_label(self, image: Tensor, label: Label, *, argument: str = "image") -> Tensor:
+        """The label's activation map, as published: float32 (1, 50, 50)."""
+        label_maps = self.label_maps or self.text
+        assert label_maps is not None
+        activation = label_maps(image, [label.text])
+        check_found(activation, label.text, argument)
+        return activation.to(self.device)
 
     def shot_logits(
         self,

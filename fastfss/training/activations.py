@@ -53,14 +53,40 @@ class ActivationMaps:
             FileNotFoundError: there is none.
             ValueError: a file of something else.
         """
-        path = self.path(item, cls)
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise expected(str(path), "a map saved by torch", f"an error: {error}") from error
-        if not isinstance(found, Tensor) or found.ndim != 2 or not found.is_floating_point():
-            came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise expected(str(path), "a floating-point tensor (h, w)", str(came))
-        if not bool(((found >= 0) & (found <= 1)).all()):
-            raise expected(str(path), "values in 0..1", "others")
-        return found.float()
+        return read_map(self.path(item, cls))
+
+
+def published_name(kind: str, item: Item, cls: int) -> str:
+    """The file of a pair below the folder of its maps, as published.
+
+    Args:
+        kind: of the set, MaskSet.name; COCO's files name the folder of the photograph, and its
+            suffix.
+        item: the image.
+        cls: the class, from 1.
+    """
+    name = f"{item.image.parent.name}/{item.image.name}" if kind == "coco" else item.name
+    return f"{name}--{cls - 1}.pt"
+
+
+def write_map(path: Path, activation: Tensor) -> None:
+    """Write a map (h, w) as published: a bare tensor by torch.save."""
+    torch.save(activation.detach().cpu().float().clone(), path)
+
+
+def read_map(path: Path) -> Tensor:
+    """Read a map: float32 (h, w).
+
+    Raises:
+        ValueError: a file of something else.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise expected(str(path), "a map saved by torch", f"an error: {error}") from error
+    if not isinstance(found, Tensor) or found.ndim != 2 or not found.is_floating_point():
+        came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise expected(str(path), "a floating-point tensor (h, w)", str(came))
+    if not bool(((found >= 0) & (found <= 1)).all()):
+        raise expected(str(path), "values in 0..1", "others")
+    return found.float()
