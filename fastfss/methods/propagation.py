@@ -147,9 +147,7 @@ class LabelPropagation(FewShotSegmenter):
         keys, weights = (torch.stack(parts, dim=1) for parts in zip(*shots, strict=True))
         cells = keys.shape[3] // 2
         values = torch.cat([weights.new_zeros(cells), weights.new_ones(cells)]).expand_as(weights)
-        return Task(
-            self.method, {"keys": keys, "values": values.contiguous(), "weights": weights}
-        )
+        return Task(self.method, {"keys": keys, "values": values.contiguous(), "weights": weights})
 
     def segment_from(
         self,
@@ -250,8 +248,7 @@ def joined(maps: Sequence[Tensor]) -> Tensor:
     """Maps (B, C_n, h_n, w_n) as one of unit length along C, on the first one's grid."""
     size = maps[0].shape[-2:]
     parts = [
-        one if one.shape[-2:] == size else F.interpolate(one, size, mode="bilinear")
-        for one in maps
+        one if one.shape[-2:] == size else F.interpolate(one, size, mode="bilinear") for one in maps
     ]
     return F.normalize(torch.cat([F.normalize(one, dim=1) for one in parts], dim=1), dim=1)
 

@@ -27,6 +27,7 @@ from fastfss.methods.panet import PANet
 from fastfss.methods.pfenet import PFENet
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ppnet import PPNet
+from fastfss.methods.propagation import LabelPropagation
 from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
@@ -42,6 +43,7 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     IMRHSNet,
     InteractiveEarly,
     InteractiveLate,
+    LabelPropagation,
     MLC,
     PANet,
     PFENet,

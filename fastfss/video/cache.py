@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 import torch
 
@@ -14,7 +14,7 @@ from fastfss.methods import Features
 class FeatureCache:
     """Features by key, up to so many bytes; pinned ones stay whatever comes.
 
-    They are kept in half precision and given out in the precision they came in.
+    They are kept, and given out, in half precision.
 
     Args:
         max_bytes: of all that is not pinned.
@@ -32,19 +32,24 @@ class FeatureCache:
         self._pinned: set[Hashable] = set()
         self._bytes = 0
 
-    def get(self, key: Hashable, make: Callable[[], Features]) -> Features:
-        """The features of a key, made if they are not there.
-
-        They are always those that the cache keeps, rounded, so that a result does not depend on
-        whether a frame was in the cache.
-        """
+    def get(self, key: Hashable) -> Features | None:
+        """The features of a key; None if they are not there."""
         kept = self._kept.get(key)
-        if kept is not None:
-            self.hits += 1
-            self._kept.move_to_end(key)
-            return kept
-        self.misses += 1
-        kept = make().to(dtype=self.dtype)
+        if kept is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._kept.move_to_end(key)
+        return kept
+
+    def put(self, key: Hashable, features: Features) -> Features:
+        """Keep features; as they are kept.
+
+        So a result does not depend on whether a frame was in the cache.
+        """
+        kept = features.to(dtype=self.dtype)
+        if (old := self._kept.pop(key, None)) is not None:
+            self._bytes -= old.nbytes
         self._kept[key] = kept
         self._bytes += kept.nbytes
         self._shrink(key)

@@ -19,6 +19,7 @@ EventKind = Literal[
     "commit",  # a frame with its masks becomes a support
     "forget",  # a support or a committed frame goes
     "propagate",  # masks of a range of frames are computed
+    "stop",  # that ended, after so many frames; changes nothing
     "undo",
     "redo",
 ]
@@ -83,6 +84,7 @@ class EventLog:
         self._path: list[int] = []  # numbers of the events that count, in order
         self._on_path: set[int] = set()
         self._redo: list[int] = []  # what undo took, the next to come back last
+        self._redo_before: list[int] = []  # the same before the last event
 
     @property
     def events(self) -> Sequence[Event]:
@@ -119,7 +121,24 @@ class EventLog:
         """Whether the event counts, or redo could bring it back."""
         return self.counts(seq) or seq in self._redo
 
-    def append(
+    def kind(self, seq: int) -> EventKind:
+        """The kind of an event."""
+        return self._events[seq - 1].kind
+
+    def done(self, seq: int) -> int | None:
+        """After how many frames the propagation of event `seq` ended; None if it goes on."""
+        stops = (e.data for e in self._events[seq:] if e.kind == "stop")
+        return next((int(data["done"]) for data in stops if data["of"] == seq), None)
+
+    def path_to(self, seq: int) -> list[Event]:
+        """The events that lead to a state, in order."""
+        path = []
+        while seq:
+            path.append(self._events[seq - 1])
+            seq = path[-1].parent
+        return path[::-1]
+
+    def next(
         self,
         kind: EventKind,
         *,
@@ -127,8 +146,31 @@ class EventLog:
         object: int | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> Event:
-        """Do something; what undo took can no longer come back."""
-        event = Event(len(self._events) + 1, kind, self.head, frame, object, data or {})
+        """The event that `append` would add."""
+        return Event(len(self._events) + 1, kind, self.head, frame, object, data or {})
+
+    def append(self, event: Event) -> None:
+        """Do something; what undo took can no longer come back.
+
+        Raises:
+            ValueError: it is not the next event.
+        """
+        wanted = f"event {len(self._events) + 1} after {self.head}"
+        if (event.seq, event.parent) != (len(self._events) + 1, self.head):
+            raise expected("event", wanted, f"event {event.seq} after {event.parent}")
+        self._add(event)
+
+    def withdraw(self) -> None:
+        """Take the event that was appended last out again, as if it had never been there."""
+        seq = self._path.pop()
+        assert seq == len(self._events)
+        self._on_path.discard(seq)
+        self._events.pop()
+        self._redo = self._redo_before
+
+    def stop(self, seq: int, done: int) -> Event:
+        """Note that the propagation of event `seq` ended after so many frames."""
+        event = Event(len(self._events) + 1, "stop", self.head, data={"of": seq, "done": done})
         self._add(event)
         return event
 
@@ -194,8 +236,10 @@ class EventLog:
                 raise expected("redo", "a change that was taken back", "none")
             self._on_path.add(self._redo[-1])
             self._path.append(self._redo.pop())
+        elif event.kind == "stop":
+            pass
         else:
-            self._redo.clear()
+            self._redo_before, self._redo = self._redo, []
             self._path.append(event.seq)
             self._on_path.add(event.seq)
         self._events.append(event)

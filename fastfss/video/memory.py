@@ -19,12 +19,15 @@ class MemoryConfig:
         confident: at most so many frames of which the masks were sure become references.
         every: frames between two of them.
         confidence: the least mean probability inside of the masks.
+        prior: reach of the temporal prior, as a share of the shorter side: an object is looked for
+            only so near where it was in the frame before; 0 looks everywhere.
     """
 
     recent: int = 3
     confident: int = 0
     every: int = 5
     confidence: float = 0.8
+    prior: float = 0.0
 
     def __post_init__(self) -> None:
         if self.recent < 0 or self.confident < 0 or self.every < 1:
@@ -32,6 +35,8 @@ class MemoryConfig:
             raise expected("memory", "recent, confident >= 0 and every >= 1", came)
         if not 0 <= self.confidence <= 1:
             raise expected("confidence", "0 to 1", str(self.confidence))
+        if not 0 <= self.prior <= 1:
+            raise expected("prior", "0 to 1", str(self.prior))
 
 
 class Memory:

@@ -66,7 +66,9 @@ class SessionState:
             return replace(self, annotations={**self.annotations, (frame, number): said})
         if event.kind == "mask" and frame is not None:
             given = {(frame, int(o)): annotation_from(marks) for o, marks in data["masks"].items()}
-            return replace(self, annotations={**self.annotations, **given})
+            new = {int(o): str(name) for o, name in data.get("objects", {}).items()}
+            known = {**self.objects, **new}
+            return replace(self, objects=known, annotations={**self.annotations, **given})
         if event.kind == "clear":
             kept = {
                 (where, o): said
