@@ -1,10 +1,10 @@
-"""Label propagation: masks carried over by matching frozen features, densely, through space and time.
+"""Label propagation: masks carried over by matching frozen features densely, in space and time.
 
 Far away, in other images and long past frames, any position of a reference may be what a query's
 position shows; near in time only those within a window. No part of it is trained.
 
-    p_far(i)  = softmax over all keys of the references of   far_scale * cos(q_i, k_j), times labels
-    p_near(i) = softmax over the windows of recent frames of near_scale * cos(q_i, k_j), times labels
+    p_far(i)  = labels, weighed by the softmax of far_scale * cos(q_i, k_j) over references' keys
+    p_near(i) = the same with near_scale over the windows of recent frames
     p = (1 - far_weight) p_near + far_weight p_far
 
 The softmax over windows of the last frames and the first is that of Jabri, Owens, Efros (NeurIPS

@@ -83,6 +83,11 @@ class History:
             self.results.prune(self.log.reachable)
         return event
 
+    def restore(self, log: EventLog, results: Results) -> None:
+        """Take over what was saved."""
+        self.log, self.results = log, results
+        self._states = {0: SessionState()}
+
     def stopped(self, seq: int, done: int) -> None:
         """Note that a propagation ended, unless that is known."""
         if self.log.done(seq) is None:

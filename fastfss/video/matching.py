@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,9 @@ class Seen:
 class Matcher(Protocol):
     """A model with what a session needs of it."""
 
-    model: FewShotSegmenter
+    @property
+    def model(self) -> FewShotSegmenter:
+        """The model itself."""
 
     def encode(self, image: Tensor) -> Features:
         """The features of an image, uint8 (3, H, W)."""
@@ -100,12 +102,16 @@ class Matcher(Protocol):
 
 def matcher_of(model: FewShotSegmenter, size: int | None) -> Matcher:
     """The matcher of a model; `size` pixels of the shorter side where its frames have any."""
-    kind = PropagationMatcher if isinstance(model, LabelPropagation) else TaskMatcher
-    return kind(model, size)
+    if isinstance(model, LabelPropagation):
+        return PropagationMatcher(model, size)
+    return TaskMatcher(model, size)
 
 
-class _Encoding:
-    def __init__(self, model: FewShotSegmenter, size: int | None) -> None:
+_Model = TypeVar("_Model", bound=FewShotSegmenter)
+
+
+class _Encoding(Generic[_Model]):
+    def __init__(self, model: _Model, size: int | None) -> None:
         self.model = model
         self.size = size
 
@@ -124,10 +130,8 @@ class _Encoding:
         return self.model.encode(prepared.contiguous(memory_format=torch.channels_last))
 
 
-class PropagationMatcher(_Encoding):
+class PropagationMatcher(_Encoding[LabelPropagation]):
     """Label propagation: references far away, recent frames nearby."""
-
-    model: LabelPropagation
 
     def reference(self, features: Features, masks: Mapping[int, Tensor]) -> Reference:
         """See Matcher.reference."""
@@ -208,7 +212,7 @@ class PropagationMatcher(_Encoding):
         return height, width
 
 
-class TaskMatcher(_Encoding):
+class TaskMatcher(_Encoding[FewShotSegmenter]):
     """Any few-shot method: a task an object, of all images that know it."""
 
     def reference(self, features: Features, masks: Mapping[int, Tensor]) -> Reference:
@@ -276,15 +280,16 @@ class TaskMatcher(_Encoding):
 
 
 def inner_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Height and width with a shorter side of so many pixels, or as they are where it is less."""
-    scale = min(1.0, shorter / min(size))
+    """Height and width with a shorter side of so many pixels, enlarged at most twice."""
+    scale = min(2.0, shorter / min(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _on_grid(features: Features, shares: Tensor) -> Tensor:
     """(L, H, W) -> (L, h, w), the mean over each position."""
     maps = features.maps["features"]
-    return F.adaptive_avg_pool2d(shares[None].to(maps.device), maps.shape[-2:])[0]
+    height, width = maps.shape[-2:]
+    return F.adaptive_avg_pool2d(shares[None].to(maps.device), (height, width))[0]
 
 
 def _by_objects(entries: Sequence[Any]) -> list[tuple[tuple[int, ...], list[Any]]]:

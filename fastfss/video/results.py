@@ -120,6 +120,10 @@ class Results:
         """The frames that have results, in order."""
         return tuple(sorted(self._versions))
 
+    def count_of(self, seq: int) -> int:
+        """How many frames have masks of a state."""
+        return sum(any(one.seq == seq for one in rows) for rows in self._versions.values())
+
     @property
     def nbytes(self) -> int:
         """Bytes of all results, packed."""

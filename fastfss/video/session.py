@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Event as Flag
 from threading import RLock
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from fastfss.methods import FewShotSegmenter
 from fastfss.video.cache import FeatureCache
 from fastfss.video.history import History
 from fastfss.video.limits import DEFAULT_LIMITS, Limits
-from fastfss.video.log import Event, EventKind
+from fastfss.video.log import Event, EventKind, EventLog
 from fastfss.video.matching import check_size, matcher_of
 from fastfss.video.memory import Memory, MemoryConfig
 from fastfss.video.propagating import Propagation
@@ -29,6 +29,9 @@ from fastfss.video.results import FrameResult, Labels, Results, result_of
 from fastfss.video.source import FrameSource, LiveSource, frame_of
 from fastfss.video.state import SessionState, marks_of
 from fastfss.video.tracking import Tracker
+
+if TYPE_CHECKING:
+    from fastfss.video.export import ExportFormat
 
 Direction = Literal["forward", "backward", "both"]
 MaskInput = MaskLike | Annotation
@@ -82,7 +85,7 @@ class VideoSession:
             prior=memory.prior,
         )
         self.about = {"method": model.method, "size": size, **model.settings()}
-        self._history = History(self.tracker, memory)
+        self.at = History(self.tracker, memory)
         self._live = Memory(memory)
         self._lock = RLock()
 
@@ -103,12 +106,12 @@ class VideoSession:
     @property
     def seq(self) -> int:
         """The number of the current state: of the last event that counts."""
-        return self._history.log.head
+        return self.at.log.head
 
     @property
     def state(self) -> SessionState:
         """Objects, annotations and supports."""
-        return self._history.state
+        return self.at.state
 
     @property
     def objects(self) -> Mapping[int, str]:
@@ -118,7 +121,7 @@ class VideoSession:
     @property
     def history(self) -> Sequence[Event]:
         """All events, undo and redo among them."""
-        return self._history.log.events
+        return self.at.log.events
 
     # ---- Objects
 
@@ -345,36 +348,36 @@ class VideoSession:
     @property
     def can_undo(self) -> bool:
         """Whether there is a change to take back."""
-        return self._history.log.can_undo
+        return self.at.log.can_undo
 
     @property
     def can_redo(self) -> bool:
         """Whether there is a change that was taken back."""
-        return self._history.log.can_redo
+        return self.at.log.can_redo
 
     def undo(self) -> Event:
         """Take the last change back; that event. ValueError if there is none."""
         with self._lock:
-            event = self._history.log.undo()
+            event = self.at.log.undo()
             self._moved()
             return event
 
     def redo(self) -> Event:
         """Bring the change that undo took last back; that event. ValueError if there is none."""
         with self._lock:
-            event = self._history.log.redo()
+            event = self.at.log.redo()
             self._moved()
             return event
 
     def rebuild(self) -> None:
         """Compute all masks anew, from the events that count alone."""
         with self._lock:
-            log = self._history.log
-            self._history.results = Results(self.size)
+            log = self.at.log
+            self.at.results = Results(self.size)
             for event in list(log.counted()):
-                self._history.derive(event)
+                self.at.derive(event)
                 if event.kind == "propagate":
-                    again = Propagation(self._history, event, None, self._lock, log.done(event.seq))
+                    again = Propagation(self.at, event, None, self._lock, log.done(event.seq))
                     for _ in again:
                         pass
 
@@ -383,7 +386,7 @@ class VideoSession:
     def result(self, frame: int) -> FrameResult | None:
         """The newest masks of a frame in the current state; None if there are none."""
         with self._lock:
-            return self._history.newest(frame_of(self.source, frame))
+            return self.at.newest(frame_of(self.source, frame))
 
     def masks(self, frame: int) -> Labels:
         """The label map (H, W) of a frame, 0 where nothing is known."""
@@ -393,7 +396,7 @@ class VideoSession:
     @property
     def frames(self) -> tuple[int, ...]:
         """The frames that have masks in the current state."""
-        counts, results = self._history.log.counts, self._history.results
+        counts, results = self.at.log.counts, self.at.results
         return tuple(f for f in results.frames if results.seq(f, counts) is not None)
 
     def step(self, image: ImageLike | int) -> FrameResult:
@@ -411,14 +414,14 @@ class VideoSession:
             if not isinstance(self.source, LiveSource):
                 raise expected_kind("image", "the number of a frame of a video", "an image")
             frame = self.source.push(image)
-            self._history.results.size = self.source.size
-            known = self._history.known(self.seq)
+            self.at.results.size = self.source.size
+            known = self.at.known(self.seq)
             if not known:
                 none = np.zeros(self.size, np.uint8)
-                return self._history.put(result_of(frame, self.seq, none, (), {}, {}))
+                return self.at.put(result_of(frame, self.seq, none, (), {}, {}))
             references, objects = self.tracker.references(known), tuple(sorted(self.objects))
             result = self.tracker.follow(frame, references, self._live, objects, {}, self.seq)
-            return self._history.put(result)
+            return self.at.put(result)
 
     def propagate(
         self,
@@ -454,11 +457,11 @@ class VideoSession:
                 raise expected("direction", wanted, repr(direction))
             if not first <= start <= last:
                 raise expected("start", f"{first} to {last}", str(start))
-            if not self._history.known(self.seq):
+            if not self.at.known(self.seq):
                 raise expected("propagate", "an annotated frame or a support", "none")
             data = {"direction": direction, "first": first, "last": last} | _flag(anew, "anew")
             event = self._append("propagate", frame=start, data=data)
-            return Propagation(self._history, event, cancel, self._lock)
+            return Propagation(self.at, event, cancel, self._lock)
 
     def stats(self) -> dict[str, Any]:
         """Latencies by stage, and what is kept."""
@@ -471,24 +474,24 @@ class VideoSession:
                 "hits": cache.hits,
                 "misses": cache.misses,
             },
-            "results": {"frames": len(self.frames), "bytes": self._history.results.nbytes},
+            "results": {"frames": len(self.frames), "bytes": self.at.results.nbytes},
             "events": len(self.history),
             "supports": len(self.state.supports),
             "prompted": len(self.state.prompted),
         }
 
-    def export(self, path: str | Path, format: str, **options: Any) -> Path:
+    def export(self, path: str | Path, format: ExportFormat) -> Path:
         """Write the masks; see `fastfss.video.export`."""
         from fastfss.video.export import export
 
-        return export(self, path, format, **options)
+        return export(self, Path(path), format)
 
     def save(self, folder: str | Path) -> None:
         """Write all of it to a folder, for `fastfss.video.open(..., workspace=folder)`."""
-        from fastfss.video.workspace import Workspace
+        from fastfss.video.workspace import save
 
         with self._lock:
-            Workspace.write(self, Path(folder))
+            save(self, Path(folder))
 
     def close(self) -> None:
         """Give back what is held open."""
@@ -501,6 +504,19 @@ class VideoSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def restore(self, log: EventLog, results: Results, images: Mapping[str, Tensor]) -> None:
+        """Take over the events, masks and images of a workspace.
+
+        A propagation that was cut off ends with the masks that are there.
+        """
+        with self._lock:
+            for event in log.events:
+                if event.kind == "propagate" and log.done(event.seq) is None:
+                    log.stop(event.seq, results.count_of(event.seq))
+            self.tracker.images.update(images)
+            self.at.restore(log, results)
+            self._moved()
+
     # ---- How
 
     def _append(
@@ -511,7 +527,7 @@ class VideoSession:
         object: int | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> Event:
-        event = self._history.append(kind, frame=frame, object=object, data=data)
+        event = self.at.append(kind, frame=frame, object=object, data=data)
         self._moved()
         return event
 
@@ -526,7 +542,7 @@ class VideoSession:
         self._live.leave()
 
     def _needed(self, frame: int) -> FrameResult:
-        found = self._history.newest(frame)
+        found = self.at.newest(frame)
         assert found is not None
         return found
 

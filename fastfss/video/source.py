@@ -134,7 +134,8 @@ class ImageFolder(ImageFiles):
         files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
         if not files:
             raise expected(f"source '{folder}'", "a folder with images", "none in it")
-        super().__init__(sorted(files, key=_natural), folder.name, limits)
+        files.sort(key=_natural)
+        super().__init__(files, folder.resolve().name, limits)
 
 
 @dataclass

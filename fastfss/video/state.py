@@ -66,8 +66,8 @@ class SessionState:
             return replace(self, annotations={**self.annotations, (frame, number): said})
         if event.kind == "mask" and frame is not None:
             given = {(frame, int(o)): annotation_from(marks) for o, marks in data["masks"].items()}
-            new = {int(o): str(name) for o, name in data.get("objects", {}).items()}
-            known = {**self.objects, **new}
+            named = {int(o): str(name) for o, name in data.get("objects", {}).items()}
+            known = {**self.objects, **named}
             return replace(self, objects=known, annotations={**self.annotations, **given})
         if event.kind == "clear":
             kept = {

@@ -1,4 +1,4 @@
-"""The masks of frames: encoding, what is known of other frames, following, and answering a click."""
+"""The masks of frames: features, what is known of other frames, following, answering a click."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Known:
         masks: object -> uint8 (H, W) of {0, 1, 255}.
     """
 
-    key: Hashable
+    key: tuple[Hashable, ...]
     image: int | str
     masks: Mapping[int, Tensor]
 
