@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastfss.annotation import Annotation
+from fastfss.annotation import Annotation, SupportMask
 from fastfss.data import ImageLike, MaskLike, read_image, read_mask
 from fastfss.errors import expected, expected_kind
 from fastfss.interactive.refinement import RefinementName, get_refinement
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from fastfss.video.export import ExportFormat
 
 Direction = Literal["forward", "backward", "both"]
-MaskInput = MaskLike | Annotation
 
 
 class VideoSession:
@@ -290,7 +289,7 @@ class VideoSession:
     # ---- Supports
 
     def add_support(
-        self, image: ImageLike, masks: Mapping[int, MaskInput], *, name: str | None = None
+        self, image: ImageLike, masks: Mapping[int, SupportMask], *, name: str | None = None
     ) -> int:
         """Show objects in an image from elsewhere; the support's number, for `forget`.
 
