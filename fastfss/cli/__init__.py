@@ -61,6 +61,7 @@ def build_app() -> typer.Typer:
     from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
     from fastfss.cli.train import train
+    from fastfss.cli.video import video
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -78,6 +79,7 @@ def build_app() -> typer.Typer:
     app.command("eval")(evaluate_command)
     app.command()(train)
     app.command()(cam)
+    app.command(cls=ManyValuesCommand)(video)
     app.add_typer(make_data_app(), name="data")
     return app
 

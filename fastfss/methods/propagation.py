@@ -33,7 +33,7 @@ from fastfss.ops import dense_match
 from fastfss.task import Task
 from fastfss.weights import KeyMap
 
-CELLS = 32  # a side; a support's keys are pooled in so many cells, background and object apart
+CELLS = 24  # a side; a support's keys are pooled in so many cells, background and object apart
 EPS = 1e-4  # of probabilities whose logit is taken
 
 
@@ -50,8 +50,8 @@ class PropagationConfig:
 
     near_scale: float = 20.0
     far_scale: float = 60.0
-    far_weight: float = 0.2
-    radius: int = 8
+    far_weight: float = 0.5
+    radius: int = 6
 
     def __post_init__(self) -> None:
         if not 0 <= self.far_weight <= 1:

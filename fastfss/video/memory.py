@@ -23,11 +23,11 @@ class MemoryConfig:
             only so near where it was in the frame before; 0 looks everywhere.
     """
 
-    recent: int = 3
+    recent: int = 1
     confident: int = 0
     every: int = 5
-    confidence: float = 0.8
-    prior: float = 0.0
+    confidence: float = 0.9
+    prior: float = 0.07
 
     def __post_init__(self) -> None:
         if self.recent < 0 or self.confident < 0 or self.every < 1:

@@ -8,7 +8,7 @@ from typing import Any
 from fastfss.methods import FewShotSegmenter, create_model
 from fastfss.video.limits import DEFAULT_LIMITS, Limits
 from fastfss.video.session import VideoSession
-from fastfss.video.source import LiveSource, open_source
+from fastfss.video.source import open_source
 
 
 def open(
@@ -25,7 +25,8 @@ def open(
 
     Args:
         source: a video file, a folder of images, an image in any form `fastfss.data.read_image`
-            takes, a sequence of images, or a `LiveSource` for frames that come one by one.
+            takes, a sequence of images, a `LiveSource` for frames that come one by one, or any
+            other `FrameSource`.
         model: a method's name, then with `weights`; or a model, which is used as it is.
         weights: as in `fastfss.create_model`; only with a name.
         size: pixels of the shorter side as the model sees frames; None keeps the model's own way.
@@ -51,7 +52,7 @@ def open(
         >>> [result.frame for result in session.propagate(0)]
         [1, 2]
     """
-    opened = source if isinstance(source, LiveSource) else open_source(source, limits)
+    opened = open_source(source, limits)
     if isinstance(model, str):
         model = create_model(model, weights=weights).for_inference()
     session = VideoSession(opened, model, size=size, limits=limits, **options)

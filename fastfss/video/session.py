@@ -20,6 +20,7 @@ from fastfss.interactive.refinement import RefinementName, get_refinement
 from fastfss.methods import FewShotSegmenter
 from fastfss.video.cache import FeatureCache
 from fastfss.video.history import History
+from fastfss.video.label_files import read_object_mask
 from fastfss.video.limits import DEFAULT_LIMITS, Limits
 from fastfss.video.log import Event, EventKind, EventLog
 from fastfss.video.matching import check_size, matcher_of
@@ -234,7 +235,7 @@ class VideoSession:
         with self._lock:
             frame = frame_of(self.source, frame)
             given = {
-                self._object(number): read_mask(mask, size=self.size, argument=f"masks[{number}]")
+                self._object(number): read_object_mask(mask, self.size, f"masks[{number}]")
                 for number, mask in masks.items()
             }
             if not given:

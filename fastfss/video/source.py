@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from fastfss.video.limits import DEFAULT_LIMITS, Limits
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 
 
+@runtime_checkable
 class FrameSource(Protocol):
     """Frames by number.
 
@@ -56,7 +57,7 @@ def open_source(source: object, limits: Limits = DEFAULT_LIMITS) -> FrameSource:
 
     Args:
         source: a video file, a folder of images, an image in any form `read_image` takes, or a
-            sequence of images.
+            sequence of images, or a source, which is returned as it is.
         limits: what is refused.
 
     Raises:
@@ -64,6 +65,8 @@ def open_source(source: object, limits: Limits = DEFAULT_LIMITS) -> FrameSource:
         TypeError, ValueError: something else, or more than the limits allow.
         MissingExtraError: a video file without PyAV.
     """
+    if isinstance(source, FrameSource):
+        return source
     if isinstance(source, str | Path):
         path = Path(source)
         if path.is_dir():
