@@ -14,6 +14,7 @@ their many positions would else outweigh a window.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,18 +47,21 @@ class PropagationConfig:
         far_scale: of the cosines with references.
         far_weight: of what the references say, where there are recent frames too.
         radius: of the window in recent frames, in positions of the map.
+        near_layers: so many of the layers, the finest, are matched in recent frames.
     """
 
     near_scale: float = 20.0
     far_scale: float = 60.0
     far_weight: float = 0.5
-    radius: int = 6
+    radius: int = 4
+    near_layers: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.far_weight <= 1:
             raise expected("far_weight", "0 to 1", str(self.far_weight))
-        if self.radius < 0:
-            raise expected("radius", "0 or more positions", str(self.radius))
+        if self.radius < 0 or self.near_layers < 1:
+            came = f"radius {self.radius}, near_layers {self.near_layers}"
+            raise expected("radius", "radius of 0 and near_layers of 1 or more", came)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +97,7 @@ class LabelPropagation(FewShotSegmenter):
         encoder: the backbone.
         layers: feature maps, each normalised, then put together on the first one's grid.
         size: see FewShotSegmenter.
+        layer_weights: of the layers' cosines; by default 1, and a half from the third on.
         config: how to match.
     """
 
@@ -112,13 +117,24 @@ class LabelPropagation(FewShotSegmenter):
     def __init__(
         self,
         encoder: Encoder,
-        layers: Sequence[str] = ("layer2", "layer3"),
+        layers: Sequence[str] = ("layer2", "layer3", "layer4"),
         size: int | None = None,
         *,
+        layer_weights: Sequence[float] | None = None,
         config: PropagationConfig | None = None,
     ) -> None:
         super().__init__(encoder, layers, size)
         self.config = config or PropagationConfig()
+        given = [1.0 if n < 2 else 0.5 for n in range(len(self.layers))]
+        given = given if layer_weights is None else [float(weight) for weight in layer_weights]
+        if len(given) != len(self.layers) or min(given) <= 0:
+            wanted = f"a positive number for each of {len(self.layers)} layers"
+            raise expected("layer_weights", wanted, str(layer_weights))
+        self.layer_weights = tuple(given)
+        near = range(min(self.config.near_layers, len(self.layers)))
+        self._near_channels = sum(encoder.info(self.layers[n]).channels for n in near)
+        # Of the joined map's squared length, what the first layers make.
+        self._near_share = sum(given[n] for n in near) / sum(given)
         encoder.requires_grad_(False)
 
     @property
@@ -129,7 +145,7 @@ class LabelPropagation(FewShotSegmenter):
     def maps(self, images: Tensor) -> Mapping[str, Tensor]:
         """The one map that is matched, "features": (B, C, h, w), of unit length along C."""
         maps = self.encoder(images, self.layers)
-        return {"features": joined([maps[name] for name in self.layers])}
+        return {"features": joined([maps[name] for name in self.layers], self.layer_weights)}
 
     # ---- Few-shot
 
@@ -207,11 +223,11 @@ class LabelPropagation(FewShotSegmenter):
         Returns:
             (A + 1, h, w): background, then the objects; the sum is 1.
         """
-        query = map_of(features, "features")[0].float()
+        query = self._fine(features)
         pairs = [
             local_match_sums(
                 query,
-                map_of(one, "features")[0].float(),
+                self._fine(one),
                 shares.float(),
                 radius=self.config.radius,
                 scale=self.config.near_scale,
@@ -221,12 +237,23 @@ class LabelPropagation(FewShotSegmenter):
         numerators, denominators = zip(*pairs, strict=True)
         return torch.stack(numerators).sum(0) / torch.stack(denominators).sum(0)
 
-    def far(self, features: Features, references: Sequence[Reference]) -> Tensor:
+    def _fine(self, features: Features) -> Tensor:
+        """The first layers' part of a map, of unit length: (C', h, w)."""
+        found = map_of(features, "features")[0, : self._near_channels].float()
+        return found / math.sqrt(self._near_share)
+
+    def far(
+        self,
+        features: Features,
+        references: Sequence[Reference],
+        where: Tensor | None = None,
+    ) -> Tensor:
         """What images say of a frame, wherever in them it may be.
 
         Args:
             features: of the frame.
             references: at least one, all of the same objects.
+            where: flat numbers of the positions to look at; all by default. Others are background.
 
         Returns:
             (A + 1, h, w): background, then the objects; the sum is 1, or 0 where no reference says
@@ -237,20 +264,35 @@ class LabelPropagation(FewShotSegmenter):
         weights = torch.cat([one.weights for one in references])
         query = map_of(features, "features").float()
         scale = self.config.far_scale
-        return dense_match(query, keys[None], values[None], weights[None], scale=scale)[0]
+        if where is None:
+            return dense_match(query, keys[None], values[None], weights[None], scale=scale)[0]
+        height, width = query.shape[2:]
+        found = query.new_zeros(values.shape[0], height * width)
+        found[0] = 1
+        if len(where):
+            some = query.flatten(2)[:, :, where].unsqueeze(2)  # (1, C, 1, P')
+            found[:, where] = dense_match(
+                some, keys[None], values[None], weights[None], scale=scale
+            )[0, :, 0]
+        return found.view(-1, height, width)
 
     def blend(self, near: Tensor, far: Tensor) -> Tensor:
         """p of p_near and p_far."""
         return torch.lerp(near, far, self.config.far_weight)
 
 
-def joined(maps: Sequence[Tensor]) -> Tensor:
-    """Maps (B, C_n, h_n, w_n) as one of unit length along C, on the first one's grid."""
+def joined(maps: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Maps (B, C_n, h_n, w_n) as one of unit length along C, on the first one's grid.
+
+    Its cosines are the mean of the maps' own, weighed.
+    """
     size = maps[0].shape[-2:]
     parts = [
         one if one.shape[-2:] == size else F.interpolate(one, size, mode="bilinear") for one in maps
     ]
-    return F.normalize(torch.cat([F.normalize(one, dim=1) for one in parts], dim=1), dim=1)
+    factors = [math.sqrt(weight / sum(weights)) for weight in weights]
+    pairs = zip(parts, factors, strict=True)
+    return torch.cat([F.normalize(one, dim=1) * factor for one, factor in pairs], dim=1)
 
 
 def label_shares(

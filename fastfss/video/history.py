@@ -143,8 +143,8 @@ class History:
         assert frame is not None and number is not None
         before = self.newest(frame, event.seq)
         labels, objects, confidence = self._parts(before)
-        own = labels == number
-        fresh = bool(event.data.get("replace")) or not own.any()
+        base = self._before_marks(frame, event.seq)
+        prior = None if base is None or number not in base.objects else base.mask(number)
         others = [
             one for one in self.known(event.parent) if one.image != frame and number in one.masks
         ]
@@ -153,13 +153,24 @@ class History:
             frame,
             number,
             self.state_at(event.seq).annotations[frame, number],
-            None if fresh else own,
+            None if prior is None or not prior.any() else prior,
             self.tracker.references(others),
             seconds,
         )
-        labels[own] = 0
+        labels[labels == number] = 0
         labels[mask.numpy()] = number
         self._put_parts(event, labels, {*objects, number}, {**confidence, number: sure}, seconds)
+
+    def _before_marks(self, frame: int, before: int) -> FrameResult | None:
+        """The newest masks of a frame that no mark made."""
+        log = self.log
+
+        def made_otherwise(seq: int) -> bool:
+            if not (seq < before and log.counts(seq)):
+                return False
+            return seq == 0 or log.event(seq).kind != "annotate" or log.event(seq).frame != frame
+
+        return self.results.get(frame, made_otherwise)
 
     def _take_masks(self, event: Event) -> None:
         assert event.frame is not None
@@ -190,7 +201,7 @@ class History:
         self._put_parts(event, labels, objects, confidence, {})
 
     def _follows(self, seq: int) -> bool:
-        return self.log.counts(seq) and self.log.kind(seq) == "propagate"
+        return self.log.counts(seq) and self.log.event(seq).kind == "propagate"
 
     def _parts(self, result: FrameResult | None) -> tuple[Labels, set[int], dict[int, float]]:
         if result is None:

@@ -121,9 +121,9 @@ class EventLog:
         """Whether the event counts, or redo could bring it back."""
         return self.counts(seq) or seq in self._redo
 
-    def kind(self, seq: int) -> EventKind:
-        """The kind of an event."""
-        return self._events[seq - 1].kind
+    def event(self, seq: int) -> Event:
+        """An event by its number."""
+        return self._events[seq - 1]
 
     def done(self, seq: int) -> int | None:
         """After how many frames the propagation of event `seq` ended; None if it goes on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from fastfss.methods.propagation import LabelPropagation
 from fastfss.task import Task
 
 UNSAID = 255
-# What the mask that was there before counts, beside a click's 1: positions that look much like a
-# clicked one follow the click, all others stay as they were.
-PRIOR_WEIGHT = 0.15
+# What the mask that was there before counts, beside a click's 1.
+PRIOR_WEIGHT = 0.05
+# How far around a mark that mask is not trusted, see `trust`.
+_SPREAD_OF_MASK, _SPREAD_OF_FRAME = 0.5, 0.04
+_MOST_MARKED = 512  # marked places that are looked at, evenly
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +79,18 @@ class Matcher(Protocol):
         recent: Sequence[Seen],
         objects: Sequence[int],
         size: tuple[int, int],
+        reach: float,
     ) -> Tensor:
-        """(A + 1, h, w): background, then each object; the largest wins. Not yet of the size."""
+        """(A + 1, h, w): background, then each object; the largest wins. Not yet of the size.
+
+        Args:
+            features: of the frame.
+            references: of other images.
+            recent: the frames before.
+            objects: those to look for.
+            size: of the frame.
+            reach: of the temporal prior, see `near_the_last`.
+        """
 
     def answer(
         self,
@@ -152,12 +165,18 @@ class PropagationMatcher(_Encoding[LabelPropagation]):
         recent: Sequence[Seen],
         objects: Sequence[int],
         size: tuple[int, int],
+        reach: float,
     ) -> Tensor:
         """See Matcher.follow.
 
         Images that know the same objects are matched together; of an object, all that know it
         count alike.
         """
+        weights, where = None, None
+        if reach and recent:
+            weights = near_the_last(recent[-1], objects, self._grid(features), reach)
+            # Where no object may be there is nothing to look for, and most of a frame is that.
+            where = (weights.amax(0) > 0).flatten().nonzero()[:, 0]
         near = _averaged(
             [
                 (known, self.model.near(features, [(one.features, one.shares) for one in members]))
@@ -167,7 +186,7 @@ class PropagationMatcher(_Encoding[LabelPropagation]):
         )
         far = _averaged(
             [
-                (known, self.model.far(features, [one.made for one in members]))
+                (known, self.model.far(features, [one.made for one in members], where))
                 for known, members in _by_objects(references)
             ],
             objects,
@@ -179,6 +198,8 @@ class PropagationMatcher(_Encoding[LabelPropagation]):
                 parts = [features.maps["features"].new_zeros(self._grid(features))]
             found.append(self.model.blend(*parts) if len(parts) == 2 else parts[0])
         stacked = torch.stack(found).float()
+        if weights is not None:
+            stacked *= weights
         return torch.cat([(1 - stacked.sum(0, keepdim=True)).clamp_min(0), stacked])
 
     def answer(
@@ -190,16 +211,15 @@ class PropagationMatcher(_Encoding[LabelPropagation]):
         object: int,
         size: tuple[int, int],
     ) -> Tensor:
-        """See Matcher.answer."""
+        """See Matcher.answer: the mask before speaks where it is trusted."""
         own = self.reference(features, {object: said}).made
-        known = [one for one in references if object in one.objects]
         if prior is None:
-            others = [self._only(one, object) for one in known]
-            return self.model.far(features, [own, *others])[1]
-        before = self.reference(features, {object: prior.to(torch.uint8)}).made.weighted(
-            PRIOR_WEIGHT
-        )
-        return self.model.far(features, [own, before])[1]
+            known = [self._only(one, object) for one in references if object in one.objects]
+            return self.model.far(features, [own, *known])[1]
+        before = _on_grid(features, torch.stack([~prior, prior]).float())
+        trusted = trust(said, prior, self._grid(features)).to(before)
+        evidence = self.model.reference(features, before * trusted).weighted(PRIOR_WEIGHT)
+        return torch.lerp(self.model.far(features, [own, evidence])[1], before[1], trusted)
 
     @staticmethod
     def _only(reference: Reference, object: int) -> Any:
@@ -236,8 +256,9 @@ class TaskMatcher(_Encoding[FewShotSegmenter]):
         recent: Sequence[Seen],
         objects: Sequence[int],
         size: tuple[int, int],
+        reach: float,
     ) -> Tensor:
-        """See Matcher.follow; recent frames say nothing to a method that was not made for it."""
+        """See Matcher.follow; only the prior of the frame before counts."""
         known = {n: [one.made[n] for one in references if n in one.made] for n in objects}
         shown = [n for n in objects if known[n]]
         whole, region = frame_size(*size, self.model.frame, self.model.size)
@@ -252,6 +273,8 @@ class TaskMatcher(_Encoding[FewShotSegmenter]):
             probabilities = prediction.probabilities[0].float().cpu()
             for number, one in zip(shown, probabilities, strict=True):
                 maps[1 + list(objects).index(number)] = one
+        if reach and recent:
+            maps[1:] *= near_the_last(recent[-1], objects, inner, reach)
         return maps
 
     def answer(
@@ -263,13 +286,19 @@ class TaskMatcher(_Encoding[FewShotSegmenter]):
         object: int,
         size: tuple[int, int],
     ) -> Tensor:
-        """See Matcher.answer: what is not said is what the mask before says."""
-        if prior is not None:
-            said = torch.where(said == UNSAID, prior.to(torch.uint8), said)
+        """See Matcher.answer: the mask before speaks where it is trusted."""
+        trusted = None if prior is None else trust(said, prior, size)
+        if prior is not None and trusted is not None:
+            speaks = (said == UNSAID) & (trusted > 0.5)
+            said = torch.where(speaks, prior.to(torch.uint8), said)
         if not bool((said == 1).any()):
             return torch.zeros(size)
         own = self.reference(features, {object: said})
-        return self.follow(features, [own, *references], [], [object], size)[1]
+        found = self.follow(features, [own, *references], [], [object], size, 0)[1]
+        if prior is None or trusted is None:
+            return found
+        found = F.interpolate(found[None, None], size, mode="bilinear")[0, 0]
+        return torch.lerp(found, prior.float(), trusted)
 
     def _framed(self, mask: Tensor) -> Tensor:
         return frame_mask(mask[None], self.model.frame, self.model.size).to(self.model.device)
@@ -277,6 +306,52 @@ class TaskMatcher(_Encoding[FewShotSegmenter]):
     @staticmethod
     def _merged(tasks: Sequence[Task]) -> Task:
         return tasks[0] if len(tasks) == 1 else tasks[0].merge(*tasks[1:])
+
+
+def trust(said: Tensor, prior: Tensor, size: tuple[int, int]) -> Tensor:  # (h, w)
+    """How much a mask is still trusted after marks: not where they are, wholly far from them.
+
+    1 - exp(-d^2 / 2 s^2), d the distance to the next mark, s the larger of a share of the root of
+    the mask's area and a share of the shorter side.
+
+    Args:
+        said: (H, W), 255 where nothing is said.
+        prior: bool (H, W), the mask.
+        size: h and w of the result.
+    """
+    height, width = said.shape
+    marked = F.adaptive_max_pool2d((said != UNSAID).float()[None], size)[0].nonzero().float()
+    if len(marked) == 0:
+        return torch.ones(size)
+    step = torch.tensor([height / size[0], width / size[1]])
+    marked = marked[:: max(1, len(marked) // _MOST_MARKED)]
+    places = torch.cartesian_prod(torch.arange(size[0]), torch.arange(size[1])).float()
+    distance = torch.cdist(places * step, marked * step).amin(dim=1).view(size)
+    spread = max(
+        _SPREAD_OF_MASK * math.sqrt(int(prior.sum())), _SPREAD_OF_FRAME * min(height, width)
+    )
+    return 1 - torch.exp(-((distance / spread) ** 2) / 2)
+
+
+def near_the_last(
+    last: Seen, objects: Sequence[int], size: tuple[int, int], reach: float
+) -> Tensor:  # (A, h, w)
+    """How much of an object may be at a position, as it was near there in the last frame.
+
+    Twice the largest share that the object had within `reach` of the shorter side, at most 1, and 0
+    below a tenth. An object that was nowhere may be anywhere.
+    """
+    shares = last.shares.float()
+    if shares.shape[1:] != size:
+        shares = F.adaptive_max_pool2d(shares, size)
+    steps = max(1, round(reach * min(size)))
+    near = F.max_pool2d(shares[None], 2 * steps + 1, 1, steps)[0]
+    weights = near.new_ones(len(objects), *size)
+    for place, number in enumerate(objects):
+        if number in last.objects:
+            own = (2 * near[1 + last.objects.index(number)]).clamp_max(1)
+            weights[place] = torch.where(own.amax() < 1, 1.0, torch.where(own < 0.1, 0.0, own))
+    return weights
 
 
 def inner_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -188,12 +189,8 @@ class Tracker:
         features = self.features(frame, seconds)
         size = self.source.size
         with self.watch.stage("match", seconds):
-            recent = memory.recent
-            maps = self.matcher.follow(
-                features, [*references, *memory.references], recent, objects, size
-            )
-            if self._prior and recent:
-                maps = near_the_last(maps, recent[-1], objects, self._prior)
+            known = [*references, *memory.references]
+            maps = self.matcher.follow(features, known, memory.recent, objects, size, self._prior)
         with self.watch.stage("enlarge", seconds):
             scores = F.interpolate(maps[None].float(), size, mode="bilinear")[0]
         if self._refinement is not None:
@@ -246,7 +243,7 @@ class Tracker:
         frame: int,
         object: int,
         said: Annotation,
-        before: Labels | None,
+        before: npt.NDArray[np.bool_] | None,
         references: Sequence[Reference],
         seconds: dict[str, float],
     ) -> tuple[Tensor, float]:
@@ -256,7 +253,7 @@ class Tracker:
             frame: its number.
             object: which one.
             said: of it in this frame.
-            before: (H, W) bool-like, the mask it had; None for none.
+            before: (H, W), the mask it had; None for none.
             references: of other images.
             seconds: stage -> how long it took; added to.
 
@@ -269,7 +266,7 @@ class Tracker:
             mask = said.rasterize(size) == 1
             return mask, float(mask.any())
         features = self.features(frame, seconds)
-        prior = None if before is None else torch.from_numpy(before.astype(np.bool_))
+        prior = None if before is None else torch.from_numpy(before)
         width = max(self.matcher.model.point_width(size), 1.0)
         boxed = any(mark.kind == "box" and mark.positive for mark in marks.marks)
         drawn = marks.rasterize(size, width=width)
@@ -295,33 +292,6 @@ class Tracker:
         mask = probability > 0.5
         sure = float(probability[mask].mean()) if bool(mask.any()) else 0.0
         return mask, sure
-
-
-def near_the_last(
-    maps: Tensor, last: Seen, objects: Sequence[int], reach: float
-) -> Tensor:  # (A + 1, h, w)
-    """Scores of objects only near where they were in the last frame.
-
-    Each object's score is weighed by the largest share it had within `reach` of the shorter side,
-    twice that and at most 1; an object that was nowhere may be anywhere.
-    """
-    height, width = maps.shape[1:]
-    steps = max(1, round(reach * min(height, width)))
-    found = maps.clone()
-    for place, number in enumerate(objects, start=1):
-        if number not in last.objects:
-            continue
-        share = last.shares[1 + last.objects.index(number)].to(maps)[None]
-        share = (
-            share
-            if share.shape[1:] == maps.shape[1:]
-            else F.adaptive_max_pool2d(share, (height, width))
-        )
-        near = F.max_pool2d(share, 2 * steps + 1, 1, steps)[0]
-        weight = torch.where(near.amax() < 0.5, 1.0, (2 * near).clamp_max(1))
-        found[place] = maps[place] * weight
-    found[0] = found[0] + (maps[1:] - found[1:]).sum(0)
-    return found
 
 
 def numbers_of(places: Tensor, objects: Sequence[int]) -> Tensor:
