@@ -179,7 +179,7 @@ class LabelPropagation(FewShotSegmenter):
         query, size = map_of(features, "features"), output_size or features.size
         pairs = []
         for one in tasks:
-            logit = torch.logit(self._of_task(query, one), EPS)
+            logit = torch.logit(self._of_task(query, one).float(), EPS)
             logit = F.interpolate(logit[:, None], size, mode="bilinear")
             pairs.append(torch.cat([torch.zeros_like(logit), logit], dim=1))
         return Prediction.from_pairs(pairs)
