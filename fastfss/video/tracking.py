@@ -182,7 +182,7 @@ class Tracker:
             references: what is known of other images.
             memory: of the frames before.
             objects: those to look for.
-            fixed: object -> bool (H, W): masks of this frame that are known.
+            fixed: object -> uint8 (H, W) of {0, 1}: masks of this frame that are known.
             seq: the state it is computed from.
         """
         seconds: dict[str, float] = {}
@@ -202,8 +202,8 @@ class Tracker:
             confidence = _confidence(best, places, objects)
             for number, mask in fixed.items():
                 labels[labels == number] = 0
-                labels[mask] = number
-                confidence[number] = float(mask.any())
+                labels[mask == 1] = number
+                confidence[number] = float((mask == 1).any())
             array = labels.cpu().numpy()
         if fixed:
             memory.see(self.seen(frame, array, objects))

@@ -108,7 +108,7 @@ def test_frames_of_another_size_are_refused_when_they_come(tmp_path: Path) -> No
 
 
 def test_other_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="absent.mp4"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.mp4"):
         open_source(tmp_path / "absent.mp4")
     with pytest.raises(ValueError, match="expected a folder with images"):
         open_source(tmp_path)
