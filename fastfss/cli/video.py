@@ -131,6 +131,7 @@ def video(
     if threads is not None:
         torch.set_num_threads(threads)
     opened = open_source(source)
+    last = _last(opened, frame, direction, first, last)
     labels = None if mask is None else read_labels(mask, opened.size, "--mask")
     session = _session(opened, settings, refinement, device, out, record, overwrite)
     with session:
@@ -205,16 +206,10 @@ def _say(
 
 
 def _follow(
-    session: VideoSession, frame: int, direction: str, first: int, last: int | None, out: Path
+    session: VideoSession, frame: int, direction: str, first: int, last: int, out: Path
 ) -> int:
     """Segment what is left to do, saving now and then; the exit code."""
-    last = session.count - 1 if last is None else last
     ways = [way for way in ("forward", "backward") if direction in (way, "both")]
-    if not ways:
-        raise expected("--direction", f"one of {', '.join(get_args(Direction))}", repr(direction))
-    if not first <= frame <= last < session.count:
-        wanted = f"--first <= --frame <= --last < {session.count}, the number of frames"
-        raise expected("--frame", wanted, f"{first}, {frame}, {last}")
     console = Console(stderr=True, highlight=False, emoji=False)
     bar = progress_bar(console)
     saved = started = time.monotonic()
@@ -247,6 +242,18 @@ def _follow(
         typer.echo("interrupted; the same command goes on where this one stopped", err=True)
         return _INTERRUPTED
     return 0
+
+
+def _last(source: FrameSource, frame: int, direction: str, first: int, last: int | None) -> int:
+    """The last frame to segment; what says where to go is checked."""
+    if direction not in get_args(Direction):
+        raise expected("--direction", f"one of {', '.join(get_args(Direction))}", repr(direction))
+    count = source.count or 0
+    last = count - 1 if last is None else last
+    if not first <= frame <= last < count:
+        wanted = f"--first <= --frame <= --last < {count}, the number of frames"
+        raise expected("--frame", wanted, f"{first}, {frame}, {last}")
+    return last
 
 
 def _formats(text: str) -> list[ExportFormat]:
