@@ -34,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             build_app()(args=arguments, prog_name="fastfss")
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        except (ValueError, TypeError, OSError, MissingExtraError) as error:
+        except (
+            ValueError,
+            TypeError,
+            OSError,
+            NotImplementedError,
+            MissingExtraError,
+        ) as error:
             if "--debug" in arguments:
                 raise
             print(f"error: {_one_line(error)}", file=sys.stderr)
@@ -55,8 +61,10 @@ def build_app() -> typer.Typer:
     from fastfss.cli.cam import cam
     from fastfss.cli.data import make_data_app
     from fastfss.cli.demo import demo
+    from fastfss.cli.engines import make_engines_app
     from fastfss.cli.env import env
     from fastfss.cli.eval import evaluate_command
+    from fastfss.cli.export import export
     from fastfss.cli.models import models
     from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
@@ -78,6 +86,8 @@ def build_app() -> typer.Typer:
     app.command()(env)
     app.command("eval")(evaluate_command)
     app.command()(train)
+    app.command(cls=ManyValuesCommand)(export)
+    app.add_typer(make_engines_app(), name="engines")
     app.command()(cam)
     app.command(cls=ManyValuesCommand)(video)
     app.add_typer(make_data_app(), name="data")

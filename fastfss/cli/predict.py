@@ -20,16 +20,23 @@ from fastfss.cli.prediction_run import Model, progress_bar, segment_queries
 from fastfss.cli.prediction_settings import PredictionSettings, TextSettings, Way
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
+from fastfss.engines import Manifest, list_backends, load
 from fastfss.errors import expected, import_extra
 from fastfss.methods import create_model
 from fastfss.task import Task
-from fastfss.text import Label, label_names, load_clip
+from fastfss.text import Label, TextLabels, label_names, load_clip
 
 _FAILED, _INTERRUPTED = 1, 130
 
 
-def build_model(settings: PredictionSettings, device: str) -> Model:
-    """Make the model that the settings describe, ready to predict on the device."""
+def build_model(settings: PredictionSettings, device: str, backend: str = "auto") -> Model:
+    """Make the model or engine that the settings describe, ready to predict on the device."""
+    text = None if settings.text is None else _text_labels(settings.text, device)
+    if settings.engine is not None:
+        engine = load(settings.engine, backend, device=device)
+        if text is not None:
+            engine.model.text = text
+        return engine
     model = create_model(
         settings.method,
         encoder=settings.backbone,
@@ -39,14 +46,13 @@ def build_model(settings: PredictionSettings, device: str) -> Model:
         **settings.options,
     )
     model = model.to(device).for_inference()
-    if settings.text is not None:
-        model.text = load_clip(
-            settings.text.clip,
-            device=device,
-            others=label_names(settings.text.others),
-            threshold=settings.text.threshold,
-        )
+    model.text = text
     return model
+
+
+def _text_labels(settings: TextSettings, device: str) -> TextLabels:
+    others = label_names(settings.others)
+    return load_clip(settings.clip, device=device, others=others, threshold=settings.threshold)
 
 
 def predict(
@@ -135,7 +141,9 @@ def predict(
         int | None,
         typer.Option(min=0, help="The class's label, where masks are label maps of several."),
     ] = None,
-    method: Annotated[str, typer.Option(help="The segmentation method.")] = "ssp",
+    method: Annotated[
+        str | None, typer.Option(help="The segmentation method; else ssp.", show_default=False)
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="The encoder; else the method's first published one.")
     ] = None,
@@ -160,6 +168,16 @@ def predict(
             metavar="NAME=VALUE", help="An option of the method, as in docs/methods.md; repeatable."
         ),
     ] = None,
+    engine: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Of fastfss export, in place of method, backbone, weights and size."
+        ),
+    ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(metavar="|".join(["auto", *list_backends()]), help="What runs the engine."),
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     overwrite: Annotated[
@@ -179,10 +197,19 @@ def predict(
         raise typer.BadParameter("--query and --out belong together; got only one of them")
     if not query and save_task is None:
         raise typer.BadParameter("nothing to do: expected --query and --out, or --save-task")
+    if engine is not None:
+        given: dict[str, object] = {"--method": method, "--backbone": backbone, "--layers": layers}
+        given |= {"--weights": weights, "--size": size, "--option": option, "--refine": refine}
+        for flag, one in given.items():
+            if one is not None:
+                raise typer.BadParameter(f"{flag}: the --engine has its own; got {one}")
+        method = Manifest.read(engine).method
+    elif backend != "auto":
+        raise typer.BadParameter(f"--backend {backend} runs an --engine; got none")
     if label is not None and clip is None:
         raise typer.BadParameter("--label needs --clip, the file of CLIP's weights")
     settings = PredictionSettings(
-        method=method,
+        method=method or "ssp",
         backbone=backbone,
         layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
         weights=weights,
@@ -197,6 +224,7 @@ def predict(
             value,
         ),
         unsaid=_unsaid(unsaid),
+        engine=engine,
         text=None if clip is None else TextSettings(clip, others, label_threshold),
     )
     check_device(device)
@@ -205,14 +233,14 @@ def predict(
         torch.set_num_threads(threads)
     if out is None:
         settings.record()  # a missing file is found before the model is loaded
-        _prepare(settings, device, save_task)
+        _prepare(settings, device, save_task, backend)
         return
     import_extra("pycocotools.mask", extra="cli", purpose="fastfss predict")
     queries = find_queries(query or [])
     if out.exists() and any(folder.samefile(out) for folder in {file.parent for file in queries}):
         raise expected("--out", "another folder than that of the queries", f"'{out}'")
     with PredictionFolder(out, settings.record(), overwrite=overwrite) as folder:
-        code = _run(folder, queries, settings, device, save_task)
+        code = _run(folder, queries, settings, device, save_task, backend)
     raise typer.Exit(code)
 
 
@@ -222,12 +250,15 @@ def _run(
     settings: PredictionSettings,
     device: str,
     save_task: Path | None,
+    backend: str,
 ) -> int:
     """Segment what is left to do, and return the exit code."""
     console = Console(stderr=True, highlight=False, emoji=False)
     pending = folder.plan(queries)
     # Whatever is wrong with model, support or tasks comes out before anything is written.
-    prepared = _prepare(settings, device, save_task) if pending or save_task is not None else None
+    prepared = (
+        _prepare(settings, device, save_task, backend) if pending or save_task is not None else None
+    )
     folder.begin(len(pending))
     failed: list[dict[str, str]] = []
     code = 0
@@ -266,10 +297,10 @@ def _run(
 
 
 def _prepare(
-    settings: PredictionSettings, device: str, save_task: Path | None
+    settings: PredictionSettings, device: str, save_task: Path | None, backend: str
 ) -> tuple[Model, list[Task]]:
     """Load the model, and make or load one task a way."""
-    model = build_model(settings, device)
+    model = build_model(settings, device, backend)
     tasks = []
     for way in settings.ways:
         if way.task is not None:

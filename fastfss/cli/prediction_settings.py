@@ -11,6 +11,7 @@ from typing import Any
 from fastfss import __version__
 from fastfss.annotation import Annotation, Unsaid
 from fastfss.cli.marks import Shot
+from fastfss.engines.manifest import Manifest
 from fastfss.errors import expected
 from fastfss.text import Label
 
@@ -52,7 +53,8 @@ class PredictionSettings:
     """Everything that decides what the predictions are; None leaves a choice to the method.
 
     `options` are the method's own, by the names of its constructor's arguments. `unsaid` says what
-    pixels are of which annotations say nothing.
+    pixels are of which annotations say nothing. `engine` is a folder of `fastfss export`, which
+    decides about the method and all that belongs to it.
     """
 
     method: str
@@ -64,6 +66,7 @@ class PredictionSettings:
     value: int | None
     ways: tuple[Way, ...]
     unsaid: Unsaid | None = None
+    engine: Path | None = None
     text: TextSettings | None = None
 
     def record(self) -> dict[str, Any]:
@@ -83,9 +86,16 @@ class PredictionSettings:
             "options": dict(self.options),
             "value": self.value,
             "unsaid": self.unsaid,
+            "engine": self._engine_record(),
             "text": None if self.text is None else self.text.record(),
             "ways": [_way_record(way) for way in self.ways],
         }
+
+    def _engine_record(self) -> dict[str, str] | None:
+        if self.engine is None:
+            return None
+        manifest = Manifest.read(self.engine, digests=False)
+        return {"file": str(self.engine.absolute()), "sha256": manifest.digest}
 
     def _weights_record(self) -> dict[str, str] | None:
         if self.weights is None:

@@ -21,7 +21,7 @@ from fastfss.encoders import Encoder, load_encoder
 from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import CheckpointError, expected
 from fastfss.methods.features import Features
-from fastfss.methods.frames import Frame, frame_image, frame_mask, frame_size
+from fastfss.methods.frames import Frame, FrameSize, frame_image, frame_mask, frame_size
 from fastfss.methods.graphed import GraphedQuery
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.prediction import Prediction
@@ -56,8 +56,10 @@ class FewShotSegmenter(nn.Module):
         layers: the feature maps that the method reads.
         cheap_update: whether `support_from` runs no stage of the encoder, so that a change of the
             masks costs little.
+        grid_corners: `align_corners` of the enlargement of logits from their `logits_grid`.
         size: the pixels to which `fit` and `predict` bring images: of the longer side, or of both
-            (`frame`); None keeps them as they are.
+            (`frame`); or height and width, to which they are stretched; None keeps them as they
+            are.
         text: what makes masks of labels, of `fastfss.load_clip`; None at first. It stays on its own
             device and is no part of the weights.
     """
@@ -71,6 +73,9 @@ class FewShotSegmenter(nn.Module):
     default_size: ClassVar[int | None] = None
     few_shot: ClassVar[bool] = True
     cheap_update: ClassVar[bool] = True
+    grid_corners: ClassVar[bool] = True
+
+    size: FrameSize
 
     def __init__(self, encoder: Encoder, layers: Sequence[str], size: int | None = None) -> None:
         super().__init__()
@@ -129,6 +134,23 @@ class FewShotSegmenter(nn.Module):
             task: one task, or one a way.
             output_size: height and width of the logits; the images' by default.
         """
+
+    def logits_grid(self, features: Features, tasks: Sequence[Task]) -> tuple[int, int] | None:
+        """The grid on which `segment_from` makes its logits before it enlarges them, or None.
+
+        With it as `output_size`, `segment_from` returns the logits as they are; enlarged to another
+        size, bilinear with `grid_corners`, they are those of that size. None where the logits are
+        made in another way.
+
+        Args:
+            features, task: as in segment_from; one task a way.
+        """
+        return None
+
+    def grid_logits(self, features: Features, tasks: Sequence[Task]) -> Tensor | None:
+        """The logits (B, N + 1, h, w) on their `logits_grid`; None without one."""
+        grid = self.logits_grid(features, tasks)
+        return None if grid is None else self.segment_from(features, tasks, grid).logits
 
     def fit_from(self, features: Sequence[Features], masks: Images) -> Task:
         """`support_from` as `fit` does it, without a trace in the model.

@@ -141,6 +141,11 @@ class DCAMA(StackedSegmenter):
             ]
         return Prediction.from_pairs(logits)
 
+    def logits_grid(self, features: Features, tasks: Sequence[Task]) -> tuple[int, int]:
+        """Four times that of stride 4, which is the image's; see FewShotSegmenter.logits_grid."""
+        height, width = map_of(features, self.skips[1]).shape[-2:]
+        return 4 * height, 4 * width
+
     def queries(self, maps: dict[str, Tensor]) -> list[Tensor]:
         """The projected queries (B, L, C, h, w) of each stage."""
         return [

@@ -1,9 +1,9 @@
-"""A query path captured in one CUDA graph."""
+"""Functions of tensors, and a query path, captured in one CUDA graph."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,50 @@ from fastfss.task import Task
 
 if TYPE_CHECKING:
     from fastfss.methods.base import FewShotSegmenter
+
+
+class Graphed:
+    """A function of tensors, captured at its first call and then replayed.
+
+    Results are in memory that the next call overwrites: copy what must last.
+
+    Args:
+        function: of tensors on an NVIDIA GPU; captured without gradients.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._inputs: list[Tensor] = []
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._result: Any = None
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The function's result for inputs of the first call's shapes and dtypes."""
+        if self._graph is None:
+            self._capture(inputs)
+        for held, given in zip(self._inputs, inputs, strict=True):
+            if held.shape != given.shape:
+                raise expected("inputs", str(tuple(held.shape)), str(tuple(given.shape)))
+            held.copy_(given, non_blocking=True)
+        assert self._graph is not None
+        self._graph.replay()
+        return self._result
+
+    @torch.no_grad()
+    def _capture(self, inputs: Sequence[Tensor]) -> None:
+        device = inputs[0].device
+        self._inputs = [one.clone() for one in inputs]
+        # Warmed up beside the graph: kernels compile and libraries choose at their first calls.
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._function(*self._inputs)
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(graph):
+            self._result = self._function(*self._inputs)
+        self._graph = graph
 
 
 class GraphedQuery:
@@ -36,24 +80,16 @@ class GraphedQuery:
         if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
             raise expected("shape", "(B, 3, H, W)", str(tuple(shape)))
         tasks = [task] if isinstance(task, Task) else list(task)
-        self._tasks = [one.to(model.device) for one in tasks]
+        held = [one.to(model.device) for one in tasks]
         dtype = next(model.encoder.parameters()).dtype
-        self._query = torch.zeros(*shape, dtype=dtype, device=model.device)
-        # Warmed up beside the graph: kernels compile and libraries choose at their first calls.
-        side = torch.cuda.Stream(model.device)
-        side.wait_stream(torch.cuda.current_stream(model.device))
-        with torch.cuda.stream(side), torch.no_grad():
-            for _ in range(3):
-                model.segment(self._query, self._tasks, output_size)
-        torch.cuda.current_stream(model.device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(model.device), torch.no_grad(), torch.cuda.graph(self._graph):
-            self._prediction = model.segment(self._query, self._tasks, output_size)
+        self._shape = tuple(shape)
+        self._graph = Graphed(lambda query: model.segment(query, held, output_size))
+        self._graph(torch.zeros(*shape, dtype=dtype, device=model.device))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(B, 3, H, W) of the queries."""
-        return tuple(self._query.shape)
+        return self._shape
 
     def __call__(self, query: Tensor) -> Prediction:
         """Segment queries.
@@ -67,8 +103,7 @@ class GraphedQuery:
         Raises:
             ValueError: if the query has another shape.
         """
-        if query.shape != self._query.shape:
+        if query.shape != self.shape:
             raise expected("query", str(self.shape), str(tuple(query.shape)))
-        self._query.copy_(query, non_blocking=True)
-        self._graph.replay()
-        return self._prediction
+        prediction: Prediction = self._graph(query)
+        return prediction

@@ -285,6 +285,26 @@ class GuidedLate(GuidedSegmenter):
             logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(absent, -torch.inf)], 1)
         return prediction_of(logits)
 
+    def logits_grid(self, features: Features, tasks: Sequence[Task]) -> tuple[int, int] | None:
+        """That of the scores, which `Grid.decode` enlarges; None where absent ways have no score.
+
+        See FewShotSegmenter.logits_grid; only `grid_logits` gives the scores as they are.
+        """
+        if self.shared and not self.empty_competes:
+            return None
+        height, width = map_of(features, "query").shape[-2:]
+        return height, width
+
+    def grid_logits(self, features: Features, tasks: Sequence[Task]) -> Tensor | None:
+        """The scores as they are; see FewShotSegmenter.grid_logits."""
+        if self.logits_grid(features, tasks) is None:
+            return None
+        of_query = map_of(features, "query")
+        if not self.shared:
+            return Prediction.from_pairs(self.pair_scores(of_query, tasks)).logits
+        guidance, _ = self.value_guidance(tasks, of_query.dtype)
+        return self.value_scores(of_query, guidance)
+
     def value_guidance(
         self, tasks: Sequence[Task], dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:  # (B, 1 + W, C), (B, 1 + W)

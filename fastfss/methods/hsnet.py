@@ -104,6 +104,13 @@ class HSNet(LevelPyramid):
         shots = self.shot_logits(features, tasks, output_size or features.size)
         return Prediction.from_pairs([self.fused(one) for one in shots])
 
+    def logits_grid(self, features: Features, tasks: Sequence[Task]) -> tuple[int, int] | None:
+        """The learner's, unless shots vote at every pixel; see FewShotSegmenter.logits_grid."""
+        if self.fusion == "vote" and any(task.shots > 1 for task in tasks):
+            return None
+        height, width = map_of(features, self.levels[0][0]).shape[-2:]
+        return self.hpn_learner.output_size(height, width)
+
     def shot_logits(
         self, features: Features, tasks: Sequence[Task], size: tuple[int, int]
     ) -> list[Tensor]:

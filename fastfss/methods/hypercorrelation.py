@@ -116,7 +116,8 @@ class CenterPivotConv4d(nn.Module):
         weights = (*self.weights(), norm.weight, norm.bias)
         stride, groups, eps = self.stride, norm.num_groups, norm.eps
         if isinstance(x, Hypercorrelation):
-            if not self.conv1.weight.is_cuda:
+            # What the parts write in place, an exported or compiled graph keeps as a whole.
+            if not self.conv1.weight.is_cuda and not torch.compiler.is_compiling():
                 return center_pivot_block_in_parts(
                     x.fill, x.shape, *weights, stride=stride, groups=groups, eps=eps
                 )
@@ -232,11 +233,14 @@ class HypercorrelationLearner(HypercorrelationEncoder):
     ) -> Tensor:  # (B, 2, 2h, 2w)
         """Logits, background and foreground, at twice the grid of the finest level."""
         mixed = self.mix(level2, level3, level4)
-        height, width = mixed.shape[-2:]
-        size = (2 * width, 2 * width) if self.grid == "square" else (2 * height, 2 * width)
+        size = self.output_size(mixed.shape[-2], mixed.shape[-1])
         enlarged = F.interpolate(self.decoder1(mixed), size, mode="bilinear", align_corners=True)
         logits: Tensor = self.decoder2(enlarged)
         return logits
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """The grid of the logits of a query grid."""
+        return (2 * width, 2 * width) if self.grid == "square" else (2 * height, 2 * width)
 
 
 def decoders() -> tuple[nn.Sequential, nn.Sequential]:

@@ -93,6 +93,7 @@ class PANet(PrototypeSegmenter):
         scores=SCORES,
     )
     pooling_resize = "features"
+    grid_corners = False
     published_keys = PANET_KEYS
     frame = "square"
     default_size = 417

@@ -264,6 +264,11 @@ class PFENet(FewShotSegmenter):
             pairs += _resize(logits, size).chunk(len(some))
         return Prediction.from_pairs(pairs)
 
+    def logits_grid(self, features: Features, tasks: Sequence[Task]) -> tuple[int, int]:
+        """That of the middle-level features; see FewShotSegmenter.logits_grid."""
+        height, width = map_of(features, self.layers[-2]).shape[-2:]
+        return height, width
+
     def _query(self, features: Features) -> tuple[Tensor, Tensor]:
         """The reduced middle-level features (B, 256, h, w) and the deepest map (B, C, h', w')."""
         maps = {name: map_of(features, name) for name in self.layers}
@@ -334,11 +339,11 @@ class PFENet(FewShotSegmenter):
         of_query, of_vector, of_prior = weight.split([WIDTH, WIDTH, 1], dim=1)
         # Pool and product commute too.
         if _smaller(grid, size):
-            shared = F.conv2d(F.adaptive_avg_pool2d(features, grid), of_query)
+            shared = F.conv2d(_pool(features, grid), of_query)
         else:
             shared = F.conv2d(features, of_query)
             if grid != size:
-                shared = F.adaptive_avg_pool2d(shared, grid)
+                shared = _pool(shared, grid)
         ways = len(vectors) // len(features)
         constant = F.linear(vectors, of_vector.flatten(1))[..., None, None]
         # cat, unlike repeat, keeps channels-last maps so.
@@ -395,7 +400,7 @@ class PFENet(FewShotSegmenter):
         deep = [encoder.features.index(encoder.info(layer)) for layer in self.layers]
         if len(deep) < 2 or deep != sorted(set(deep)):
             raise expected("layers", "two or more maps, shallow to deep", ", ".join(self.layers))
-        if self.size is not None and (self.size < 2 or (self.size - 1) % STRIDE):
+        if isinstance(self.size, int) and (self.size < 2 or (self.size - 1) % STRIDE):
             raise expected("size", "8 n + 1 pixels, such as 473 or 641", str(self.size))
         if not pyramid or any(not side > 0 or (side > 1 and side != int(side)) for side in pyramid):
             wanted = "whole numbers of positions, or fractions of at most 1"
@@ -426,6 +431,19 @@ def _resize(maps: Tensor, size: Size) -> Tensor:
     if maps.shape[-2:] == size:
         return maps
     return F.interpolate(maps, size, mode="bilinear", align_corners=True)
+
+
+def _pool(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling."""
+    divides = maps.shape[2] % grid[0] == 0 and maps.shape[3] % grid[1] == 0
+    if divides or not torch.compiler.is_compiling():
+        return F.adaptive_avg_pool2d(maps, grid)
+    # As products with constant matrices: other graphs have no operator for windows of two sizes.
+    rows, columns = (
+        F.adaptive_avg_pool1d(torch.eye(side, dtype=maps.dtype, device=maps.device)[None], wanted)
+        for side, wanted in zip(maps.shape[2:], grid, strict=True)
+    )
+    return rows[0].T @ maps @ columns[0]
 
 
 def _smaller(grid: Size, than: Size) -> bool:

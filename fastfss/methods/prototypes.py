@@ -93,6 +93,11 @@ class PrototypeSegmenter(FewShotSegmenter):
             [upsample(self.scores(query, *self._prototypes(one, query)), size) for one in tasks]
         )
 
+    def logits_grid(self, features: Features, tasks: Sequence[Task]) -> tuple[int, int]:
+        """The features' own; see FewShotSegmenter.logits_grid."""
+        height, width = map_of(features, "features").shape[-2:]
+        return height, width
+
     @abstractmethod
     def scores(self, features: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
         """Final scores (B, 2, h, w) of query features (B, C, h, w) with prototypes (B, C)."""

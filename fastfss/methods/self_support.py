@@ -83,10 +83,12 @@ def select(scores: Tensor, config: SelfSupportConfig) -> Tensor:
     probabilities = scores.detach().softmax(dim=1).flip(1).flatten(2)
     limits = probabilities.new_tensor([config.foreground_threshold, config.background_threshold])
     above = probabilities > limits.view(1, 2, 1)
-    count = min(config.fallback, probabilities.shape[2])
+    count = probabilities.shape[2]
+    # A size that an exported graph leaves free is no int, and taken to be large enough.
+    count = min(config.fallback, count) if isinstance(count, int) else config.fallback
     best = probabilities.topk(count, dim=2).indices
     fallback = torch.zeros_like(above).scatter_(2, best, True)
-    chosen = torch.where(above.any(dim=2, keepdim=True), above, fallback)
+    chosen = above | (fallback & ~above.any(dim=2, keepdim=True))
     return chosen.to(scores.dtype).view(scores.shape)
 
 

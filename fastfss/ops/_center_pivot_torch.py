@@ -76,7 +76,7 @@ def group_norm4d(
 
 def _variances(last: Tensor, means: Tensor) -> Tensor:
     """Biased variances (B, C) of (B, N, C); by parts that stay in the cache."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return (last - means.unsqueeze(1)).square().mean(dim=1)
     centres = means.to(last.dtype)
     rows = max(1, _CACHED_BYTES // max(1, last[:, 0].numel() * last.element_size()))

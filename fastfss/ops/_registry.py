@@ -7,7 +7,8 @@ reference; `explain` tells what would happen and why, from the very checks that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,6 +52,8 @@ class Operation:
     def __call__(self, backend: Backend, *args: Any) -> Any:
         """Run by the chosen backend; NotImplementedError names what a forced one lacks."""
         if backend == "auto":
+            if _only_references:
+                return self.reference(*args)
             return getattr(torch.ops.fastfss, self.name).default(*args)
         if backend == "reference":
             return self.reference(*args)
@@ -96,6 +99,24 @@ class Operation:
 
 
 _operations: dict[str, Operation] = {}
+
+# Of the whole process, and no context variable, which torch.compile does not trace.
+_only_references = False
+
+
+@contextmanager
+def references_only() -> Iterator[None]:
+    """Within it, operations that may choose are their plain PyTorch references.
+
+    For graphs that leave PyTorch: an exporter knows PyTorch's operators, not ours.
+    """
+    global _only_references
+    before, _only_references = _only_references, True
+    try:
+        yield
+    finally:
+        _only_references = before
+
 
 # An operation and the backend that a call of it must take instead of the first that could.
 _forced: ContextVar[tuple[str, Backend]] = ContextVar("forced", default=("", "reference"))

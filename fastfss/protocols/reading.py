@@ -80,7 +80,8 @@ class Reader:
 
     def __init__(self, protocol: Protocol, images: MaskSet, model: FewShotSegmenter) -> None:
         self.protocol, self.images, self.model = protocol, images, model
-        self.size = protocol.size or model.size
+        own = model.size if isinstance(model.size, int) else None
+        self.size = protocol.size or own
         if protocol.reading in ("square", "letterbox") and self.size is None:
             wanted = f"pixels of a side (--size) for the protocol {protocol.name!r}"
             raise expected("size", wanted, "none")

@@ -1,0 +1,147 @@
+"""Every backend that serves a folder, against eager PyTorch in float32."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastfss.engines.base import Engine, model_of
+from fastfss.engines.check import label_iou, maps_error, relative_error
+from fastfss.engines.examples import Example, ExportSettings, example_of
+from fastfss.engines.loading import BACKENDS, backend_class, load
+from fastfss.engines.manifest import Manifest
+from fastfss.methods import FewShotSegmenter
+
+# What a float32 engine may differ by: relative to the largest logit, and in the mask's IoU.
+MOST_ERROR, LEAST_IOU = 1e-4, 0.999
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found of a backend.
+
+    Attributes:
+        backend: its name.
+        reason: why it cannot serve the folder; None where it does, and only then the rest counts.
+        encode, match: errors relative to eager float32: of the maps by norm, of the logits by the
+            largest, the median over the examples (see `check.self_check`).
+        iou: of the masks of all ways with eager's, the least of all examples.
+        load_seconds, first_seconds, encode_ms, match_ms: see EngineStats.
+        passed: whether an engine that computes in float32 is as exact as it has to be; of others
+            whether their logits are numbers.
+    """
+
+    backend: str
+    reason: str | None = None
+    encode: float = 0.0
+    match: float = 0.0
+    iou: float = 0.0
+    load_seconds: float = 0.0
+    first_seconds: float = 0.0
+    encode_ms: float = 0.0
+    match_ms: float = 0.0
+    passed: bool = True
+
+    def __str__(self) -> str:
+        if self.reason is not None:
+            return f"{self.backend}: not here: {self.reason}"
+        return (
+            f"{self.backend}: {'ok' if self.passed else 'FAILED'}, errors {self.encode:.1e} and "
+            f"{self.match:.1e}, IoU {self.iou:.4f}; loaded in {self.load_seconds:.2f} s, first "
+            f"{self.first_seconds:.2f} s, then encode {self.encode_ms:.1f} ms, match "
+            f"{self.match_ms:.1f} ms"
+        )
+
+
+def verify(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    backends: list[str] | None = None,
+    examples: int = 3,
+    rounds: int = 5,
+) -> list[Verification]:
+    """Run backends on made-up images and compare them with eager PyTorch.
+
+    Args:
+        path: an engine folder.
+        device: "cpu" or "cuda".
+        backends: which; by default all but torch-compile, which compiles for a minute or more.
+        examples: support sets and images to compare.
+        rounds: calls to time.
+
+    Raises:
+        FileNotFoundError, EngineError, ValueError: as `load`.
+    """
+    folder, where = Path(path), torch.device(device)
+    manifest = Manifest.read(folder)
+    settings = settings_of(manifest)
+    model = model_of(folder, manifest)
+    made = [example_of(model, settings, seed) for seed in range(examples)]
+    found = []
+    for backend in backends or [one for one in BACKENDS if one != "torch-compile"]:
+        reasons = [backend_class(one).why_not(manifest, where) for one in backend.split("+", 1)]
+        if any(reasons):
+            found.append(Verification(backend, "; ".join(filter(None, reasons))))
+            continue
+        engine = load(folder, backend, device=device)
+        with torch.no_grad():
+            found.append(_verified(engine, model, made, rounds))
+    return found
+
+
+def settings_of(manifest: Manifest) -> ExportSettings:
+    """What a folder was exported with; of a free size 256 x 256."""
+    height, width = (256 if isinstance(side, str) else side for side in manifest.image_size)
+    return ExportSettings(
+        (height, width),
+        manifest.shots,
+        manifest.ways,
+        manifest.dynamic,
+        manifest.precision,
+        manifest.options,
+    )
+
+
+def _verified(
+    engine: Engine, model: FewShotSegmenter, examples: Sequence[Example], rounds: int
+) -> Verification:
+    """An engine's errors and times on examples of eager PyTorch."""
+    encode, errors = 0.0, []
+    iou = 1.0
+    finite = True
+    for one in examples:
+        size = one.features.size
+        wanted = model.segment_from(one.features, one.tasks, size)
+        exact = model.grid_logits(one.features, one.tasks)
+        exact = wanted.logits if exact is None else exact
+        features = engine.encode(one.images)
+        maps = {name: tensor.float().cpu() for name, tensor in features.maps.items()}
+        encode = max(encode, maps_error(maps, one.features.maps))
+        logits = engine.match(one.features, one.tasks).cpu()
+        errors.append(relative_error(logits, exact))
+        found = engine.segment_from(features, one.tasks, size).labels.cpu()
+        iou = min(iou, label_iou(found, wanted.labels))
+        finite = finite and bool(logits.isfinite().all() | (not exact.isfinite().all()))
+    first = examples[0]
+    for _ in range(rounds):
+        engine.match(engine.encode(first.images), first.tasks)
+    stats = engine.stats()
+    match = statistics.median(errors)
+    exact_enough = max(encode, match) <= MOST_ERROR and iou >= LEAST_IOU
+    return Verification(
+        engine.name,
+        None,
+        encode,
+        match,
+        iou,
+        stats.load_seconds,
+        stats.first_seconds or 0.0,
+        stats.encode_ms or 0.0,
+        stats.match_ms or 0.0,
+        exact_enough if engine.exact else finite,
+    )

@@ -1,0 +1,78 @@
+"""The list of operators, and the uses of them that TensorRT does not take."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from fastfss.engines import EngineError
+from fastfss.engines.operators import ALLOWED, check_operators, operator_counts
+from tests.engines.conftest import Exported
+from tests.engines.test_agreement import methods
+
+
+def graph(*nodes: onnx.NodeProto, constants: dict[str, list[int]] | None = None) -> onnx.ModelProto:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    held = [
+        helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+        for name, values in (constants or {}).items()
+    ]
+    return helper.make_model(helper.make_graph(list(nodes), "graph", [value], [result], held))
+
+
+@methods
+def test_graphs_hold_operators_of_every_version_alone(method: str, exported: Exported) -> None:
+    for name in ("encode", "match"):
+        model = onnx.load(str(exported(method) / f"{name}.onnx"))
+        counts = check_operators(model, name)
+        assert counts == operator_counts(model)
+        assert sum(counts.values()) == len(model.graph.node)
+        for allowed in ALLOWED.values():
+            assert counts.keys() <= allowed
+        for value in (*model.graph.input, *model.graph.output):
+            assert all(side.dim_value > 0 for side in value.type.tensor_type.shape.dim)
+
+
+@pytest.mark.parametrize("operator", ["NonZero", "Compress", "Unique", "If", "Loop", "Col2Im"])
+def test_an_operator_outside_the_list_is_named(operator: str) -> None:
+    with pytest.raises(EngineError, match=f"match: expected operators .* got {operator}"):
+        check_operators(graph(helper.make_node(operator, ["x"], ["y"])), "match")
+
+
+def test_an_operator_of_another_domain_is_named() -> None:
+    node = helper.make_node("FusedConv", ["x"], ["y"], domain="com.microsoft")
+    with pytest.raises(EngineError, match=r"com\.microsoft::FusedConv"):
+        check_operators(graph(node), "encode")
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        (helper.make_node("Resize", ["x", "", "s"], ["y"], mode="cubic"), "nearest or linear"),
+        (helper.make_node("Resize", ["x", "", "s"], ["y"], mode="linear", antialias=1), "antialia"),
+        (helper.make_node("TopK", ["x", "k"], ["y", "i"]), "constant k below 3840"),
+        (helper.make_node("TopK", ["x", "unknown"], ["y", "i"]), "constant k below 3840"),
+        (helper.make_node("ScatterND", ["x", "s", "x"], ["y"], reduction="add"), "reduction"),
+        (helper.make_node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2]), "no indices"),
+    ],
+    ids=["cubic", "antialias", "large k", "k of another node", "scatter-add", "pool indices"],
+)
+def test_uses_that_tensorrt_does_not_take_are_named(node: onnx.NodeProto, reason: str) -> None:
+    with pytest.raises(EngineError, match=reason):
+        check_operators(graph(node, constants={"k": [4000]}), "match")
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Resize", ["x", "", "s"], ["y"], mode="linear"),
+        helper.make_node("TopK", ["x", "few"], ["y", "i"]),
+        helper.make_node("ScatterND", ["x", "s", "x"], ["y"]),
+        helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2]),
+    ],
+    ids=["linear", "small k", "scatter", "pool"],
+)
+def test_plain_uses_pass(node: onnx.NodeProto) -> None:
+    check_operators(graph(node, constants={"few": [12]}), "match")
