@@ -211,15 +211,7 @@ class Result:
                 f"{pixels.shape[0]} rows x {pixels.shape[1]} columns",
             )
         colours = way_colours(len(self.names))
-        ways = self.labels > 0
-        drawn = pixels.copy()
-        dimmed = np.rint((1 - _FILL) * np.arange(256)).astype(np.uint8)
-        tints = np.rint(_FILL * colours).astype(np.uint8)
-        drawn[ways] = dimmed[pixels[ways]] + tints[self.labels[ways]]
-        inside, outside = _contours(self.labels, max(1, round(max(self.labels.shape) * _CONTOUR)))
-        drawn[outside] = 0
-        drawn[inside] = colours[self.labels[inside]]
-        return Image.fromarray(drawn)
+        return Image.fromarray(drawn_over(pixels, self.labels, colours))
 
     def save_mask(self, path: str | os.PathLike[str]) -> None:
         """Write the label map as a PNG: palette indices up to 255 ways, else 16-bit grey.
@@ -241,6 +233,23 @@ class Result:
             image.putpalette(way_colours(len(self.names)).tobytes())
         with atomic_path(path) as temporary:
             image.save(temporary, format="PNG")
+
+
+def drawn_over(
+    pixels: npt.NDArray[np.uint8],  # (H, W, 3)
+    labels: npt.NDArray[Any],  # (H, W)
+    colours: npt.NDArray[np.uint8],  # (N + 1, 3), of background and ways
+) -> npt.NDArray[np.uint8]:
+    """What `Result.overlay` draws."""
+    ways = labels > 0
+    drawn: npt.NDArray[np.uint8] = pixels.copy()
+    dimmed = np.rint((1 - _FILL) * np.arange(256)).astype(np.uint8)
+    tints = np.rint(_FILL * colours).astype(np.uint8)
+    drawn[ways] = dimmed[pixels[ways]] + tints[labels[ways]]
+    inside, outside = _contours(labels, max(1, round(max(labels.shape) * _CONTOUR)))
+    drawn[outside] = 0
+    drawn[inside] = colours[labels[inside]]
+    return drawn
 
 
 def _check_array(name: str, array: object, ndim: int, dtypes: tuple[type, ...]) -> None:

@@ -232,7 +232,7 @@ def predict(
         engine=engine,
         text=None if clip is None else TextSettings(clip, others, label_threshold),
     )
-    _check_device(device)
+    check_device(device)
     _check_save_task(save_task, settings.ways)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -411,7 +411,8 @@ def _value(text: str) -> bool | int | float | str:
     return text
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise ValueError for a device that this machine does not have."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -43,7 +43,7 @@ class TextSettings:
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON; as in PredictionSettings."""
         return {
-            "clip": _file_record(self.clip, "--clip"),
+            "clip": file_record(self.clip, "--clip"),
             "others": self.others,
             "threshold": self.threshold,
         }
@@ -103,10 +103,10 @@ class PredictionSettings:
             named = NAMED_MODELS.get(self.method)
             if named is None or named.packaged is None:
                 return None
-            return _file_record(Path(named.weights), "--method")
+            return file_record(Path(named.weights), "--method")
         if self.weights == IMAGENET:
             return {"file": IMAGENET, "sha256": ""}
-        return _file_record(Path(self.weights), "--weights")
+        return file_record(Path(self.weights), "--weights")
 
 
 def differences(before: Any, now: Any, name: str = "settings") -> list[str]:
@@ -141,9 +141,9 @@ def _shown(value: Any) -> str:
 
 def _way_record(way: Way) -> dict[str, Any]:
     if way.task is not None:
-        return {"task": _file_record(way.task, "--task")}
+        return {"task": file_record(way.task, "--task")}
     shots = [
-        {"image": _file_record(image, "support image"), "mask": _mask_record(said)}
+        {"image": file_record(image, "support image"), "mask": _mask_record(said)}
         for image, said in way.shots
     ]
     return {"name": way.name, "shots": shots}
@@ -152,10 +152,11 @@ def _way_record(way: Way) -> dict[str, Any]:
 def _mask_record(said: Path | Annotation | Label) -> str | dict[str, str]:
     if isinstance(said, Label):
         return f"label {said.text}"
-    return said.to_json() if isinstance(said, Annotation) else _file_record(said, "support mask")
+    return said.to_json() if isinstance(said, Annotation) else file_record(said, "support mask")
 
 
-def _file_record(path: Path, argument: str) -> dict[str, str]:
+def file_record(path: Path, argument: str) -> dict[str, str]:
+    """A file with its digest, for a record; ValueError or FileNotFoundError where there is none."""
     if path.is_dir():
         raise expected(f"{argument} '{path}'", "a file", "a folder")
     digest = hashlib.sha256()

@@ -28,6 +28,7 @@ from fastfss.methods.pfenet import PFENet, PFENetOutput
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ppnet import PPNet, PPNetOutput
 from fastfss.methods.prediction import Prediction
+from fastfss.methods.propagation import LabelPropagation, PropagationConfig
 from fastfss.methods.rectification import Rectification
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig
@@ -56,6 +57,7 @@ __all__ = [
     "IMROutput",
     "InteractiveEarly",
     "InteractiveLate",
+    "LabelPropagation",
     "LatentClasses",
     "MLCOutput",
     "MethodInfo",
@@ -70,6 +72,7 @@ __all__ = [
     "PPNetOutput",
     "PartConfig",
     "Prediction",
+    "PropagationConfig",
     "PublishedNetwork",
     "PublishedScore",
     "Rectification",

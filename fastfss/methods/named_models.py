@@ -9,7 +9,7 @@ from typing import Any
 
 from fastfss.weights import packaged_weights
 
-DEFAULT = "default"
+DEFAULT, DEFAULT_VIDEO = "default", "default-video"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class NamedModel:
         method: the name in the registry.
         encoder: its encoder.
         about: one line.
-        packaged: the package's file with its weights; None: the encoder's are downloaded.
+        packaged: the package's file with its weights, or with the encoder's among others; None:
+            the encoder's are downloaded.
         layers, size: as create_model takes them.
         encoder_options: as create_encoder takes them.
     """
@@ -44,6 +45,12 @@ NAMED_MODELS = {
         "cue-fusion",
         "mobilenet_v2_tf",
         "the package's own weights: nothing to download",
+        packaged="default.safetensors",
+    ),
+    DEFAULT_VIDEO: NamedModel(
+        "propagation",
+        "mobilenet_v2_tf",
+        "label propagation with the default model's encoder, for videos: nothing to download",
         packaged="default.safetensors",
     ),
     "default-large": NamedModel(

@@ -29,6 +29,7 @@ from fastfss.methods.panet import PANet
 from fastfss.methods.pfenet import PFENet
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ppnet import PPNet
+from fastfss.methods.propagation import LabelPropagation
 from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
@@ -45,6 +46,7 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     IMRHSNet,
     InteractiveEarly,
     InteractiveLate,
+    LabelPropagation,
     MLC,
     PANet,
     PFENet,
@@ -87,9 +89,10 @@ def create_model(
     """Make a method, ready to fit and predict.
 
     Args:
-        method: "default", the package's own model, whose weights come with it; "default-large",
-            DINOv2 by timm; or one of list_models(), for example "ssp", or the published name of a
-            guided network, such as "cofeat-late", whose encoder and options then are the defaults.
+        method: "default" or "default-video", the package's own models, whose weights come with it;
+            "default-large", DINOv2 by timm; or one of list_models(), for example "ssp", or the
+            published name of a guided network, such as "cofeat-late", whose encoder and options
+            then are the defaults.
         encoder: one of fastfss.encoders.list_encoders(), or an Encoder; the first of the published
             ones by default.
         weights: a published checkpoint of the method, a file of `save`, or an encoder file (.pth or
@@ -156,6 +159,10 @@ def _named(
     ready: str | Encoder = named.encoder
     if named.packaged is None:
         ready = create_encoder(named.encoder, weights=source, **named.encoder_options)
+    elif weights is None and not METHODS[named.method].head_keys:
+        tensors = read_checkpoint(source)
+        inside = {key: one for key, one in tensors.items() if key.startswith("encoder.")}
+        ready = load_encoder(create_encoder(named.encoder), inside, str(source))
     model = create_model(
         named.method,
         encoder=ready,
