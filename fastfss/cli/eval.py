@@ -79,7 +79,8 @@ def evaluate_command(
     refinement: Annotated[
         str | None,
         typer.Option(
-            metavar="none|guided|grabcut", help="Of the protocols clicks (guided) and davis (none)."
+            metavar="none|guided|grabcut|edges",
+            help="Of the protocols clicks (guided) and davis (none).",
         ),
     ] = None,
     batch: Annotated[

@@ -99,7 +99,7 @@ def video(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the method; repeatable.")
     ] = None,
     refinement: Annotated[
-        str, typer.Option(metavar="none|guided|grabcut", help="Of the masks' edges.")
+        str, typer.Option(metavar="none|guided|grabcut|edges", help="Of the masks' edges.")
     ] = "none",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
