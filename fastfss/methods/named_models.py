@@ -48,8 +48,8 @@ NAMED_MODELS = {
         "mobilenet_v2_tf",
         "the package's own weights: nothing to download",
         packaged="default.safetensors",
-        size=640,
-        options={"scales": (1.0, 0.625)},
+        size=560,
+        options={"scales": (1.0, 0.714)},
     ),
     DEFAULT_VIDEO: NamedModel(
         "propagation",
