@@ -17,6 +17,7 @@ from fastfss.cli.prediction_run import progress_bar
 from fastfss.data.videos import VideoSet, open_davis
 from fastfss.methods import FewShotSegmenter
 from fastfss.protocols.davis import evaluate_davis
+from fastfss.video import keep_freed_memory
 
 ABOUT = "videos from the masks of their first frames: J, F, J&F and their decay (see docs/video.md)"
 YEARS = {"davis2016": 2016, "davis2017": 2017}
@@ -51,6 +52,7 @@ def run_davis(
         refinement: of the session.
         out: the folder.
     """
+    keep_freed_memory()
     chosen = dict(list(videos.videos.items())[:count])
     total = sum(max(video.annotations) for video in chosen.values())
     with progress_bar(Console(stderr=True)) as bar:
