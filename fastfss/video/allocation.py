@@ -25,4 +25,4 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_MMAP_THRESHOLD, _KEPT), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, 64 << 20))
     # One arena: memory that one thread freed serves the other.
-    return all([mallopt(name, value) == 1 for name, value in (*settings, (_ARENA_MAX, 1))])
+    return all(mallopt(name, value) == 1 for name, value in (*settings, (_ARENA_MAX, 1)))
