@@ -34,7 +34,7 @@ from fastfss.video.source import ImageFiles
 ROUNDS = 8
 SECONDS_PER_OBJECT = 30.0  # and round
 AT_SECONDS = 60.0
-_WIDTH = 5.0  # of a stroke, pixels
+_WIDTH = 1 / 240  # of a stroke, of the shorter side: the errors it lies in may be thin
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,7 @@ def tell(session: VideoSession, drawn: Sequence[Scribble]) -> None:
     for frame in sorted({one.frame for one in drawn}):
         here = [one for one in drawn if one.frame == frame]
         labels = session.masks(frame)
+        width = max(1.0, _WIDTH * min(session.size))
         for number in session.objects:
             mask = labels == number
             said = Annotation()
@@ -207,6 +208,6 @@ def tell(session: VideoSession, drawn: Sequence[Scribble]) -> None:
                 path = one.pixels(session.size)
                 crosses = any(mask[int(y), int(x)] for x, y in path)
                 if one.object == number or crosses or not mask.any():
-                    said = said.stroke(path, positive=one.object == number, width=_WIDTH)
+                    said = said.stroke(path, positive=one.object == number, width=width)
             if said.positive or (said.marks and mask.any()):
                 session.annotate(frame, number, said)
