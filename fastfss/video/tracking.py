@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,17 +29,18 @@ _TIMES = 512  # latencies that are kept of each stage
 
 
 class Stopwatch:
-    """How long the stages of the last frames took."""
+    """How long the stages of the last frames took, by a clock in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._last: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_TIMES))
 
     @contextmanager
     def stage(self, name: str, seconds: dict[str, float] | None = None) -> Iterator[None]:
         """Time a block, for `percentiles` and into `seconds`."""
-        started = time.perf_counter()
+        started = self._clock()
         yield
-        took = time.perf_counter() - started
+        took = self._clock() - started
         self._last[name].append(took)
         if seconds is not None:
             seconds[name] = seconds.get(name, 0.0) + took
