@@ -1,6 +1,6 @@
 """A video of 854 x 480 through a session: stages, frames a second, clicks, an edit of a support.
 
-Label propagation on MobileNetV2, on one core, by the process's CPU time, which other programs do not
+Label propagation on MobileNetV2, on one core, by the process's CPU time, which others do not
 lengthen. Weights and pixels decide nothing of it but how many positions are looked at: those near
 the object, here a tenth of the frame.
 """
