@@ -334,12 +334,15 @@ def cell_keys(
     So no key mixes labels, and a small object keeps its own. A key that stands for nothing has
     weight 0.
     """
-    batch, channels, height, width = features.shape
+    height, width = features.shape[2:]
     cells = (min(CELLS, height), min(CELLS, width))
     weights = F.adaptive_avg_pool2d(shares, cells).flatten(2)  # (B, L, P)
-    products = features[:, :, None] * shares[:, None].to(features)  # (B, C, L, h, w)
-    sums = F.adaptive_avg_pool2d(products.flatten(1, 2), cells)
-    keys = F.normalize(sums.view(batch, channels, shares.shape[1], -1), dim=1)
+    # Label by label: the products of all at once would be copied to be pooled.
+    sums = [
+        F.adaptive_avg_pool2d(features * share, cells).flatten(2)
+        for share in shares.to(features).split(1, dim=1)
+    ]
+    keys = F.normalize(torch.stack(sums, dim=2), dim=1)  # (B, C, L, P)
     if weights.shape[2] < CELLS * CELLS:
         # Small images have fewer cells; shots of a task have equally many keys.
         missing = CELLS * CELLS - weights.shape[2]

@@ -156,7 +156,11 @@ class History:
         others = []
         if prior is None:
             known = self.known(event.parent, near=frame)
-            others = [one for one in known if one.image != frame and number in one.masks]
+            known = [one for one in known if one.image != frame and number in one.masks]
+            # Of annotated frames the nearest alone: a click is to answer at once.
+            frames = [one.image for one in known if one.annotated and isinstance(one.image, int)]
+            close = nearest(frames, frame, 1)
+            others = [one for one in known if not one.annotated or one.image in close]
         seconds: dict[str, float] = {}
         mask, sure = self.tracker.answer(
             frame,
