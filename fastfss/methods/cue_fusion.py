@@ -66,8 +66,8 @@ class CueFusion(FewShotSegmenter):
     method = "cue-fusion"
     info = MethodInfo(
         title="cue fusion",
-        paper="this package's own, unpublished",
-        venue="",
+        paper="this package's own: docs/default-model.md",
+        venue="unpublished",
         arxiv="",
         encoders=("mobilenet_v2_tf",),
         parity="none to be equal to",

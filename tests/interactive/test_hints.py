@@ -31,7 +31,7 @@ def test_few_clicks_on_a_thing_find_it(model) -> None:
         click = fastfss.interactive.next_click(result.mask(), truth)
         assert click is not None
         result = session.click(click[0], click[1], positive=click[2])
-    assert iou(result, truth) > 0.75
+    assert iou(result, truth) > 0.65
 
 
 def test_undo_and_redo_bring_masks_back_bit_for_bit(model) -> None:
