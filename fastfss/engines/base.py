@@ -101,6 +101,11 @@ class Engine(ABC):
         return self.backend
 
     @property
+    def notes(self) -> str:
+        """What there is to tell of how it was made; most have nothing."""
+        return ""
+
+    @property
     def exact(self) -> bool:
         """Whether it computes in float32."""
         return self.manifest.precision == "fp32"

@@ -24,7 +24,7 @@ TRIALS = "trials.json"
 MOST_COST = 0.5  # points of mIoU that a precision may cost to be chosen without being named
 _ROUNDS = 3
 _WORTH_MIXING = 0.9
-_LIBRARIES = ("torch", "onnxruntime", "openvino", "tensorrt")
+LIBRARIES = ("torch", "onnxruntime", "openvino", "tensorrt")
 
 
 @dataclass
@@ -159,9 +159,9 @@ def _wait(engine: Engine) -> None:
 
 def _key(folder: Path, manifest: Manifest, device: torch.device) -> str:
     """Everything that a time depends on, and which engines are ready."""
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     libraries = []
-    for name in _LIBRARIES:
+    for name in LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
             libraries.append(f"{name} {metadata.version(name)}")
     threads = f"{torch.get_num_threads()} threads"
@@ -176,7 +176,8 @@ def _ready(name: str, folder: Path, manifest: Manifest, device: torch.device) ->
     return reason is None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The model of the CPU and its number of threads."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
