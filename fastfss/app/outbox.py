@@ -87,11 +87,12 @@ class Outbox:
         """The next message, when there is one that may go."""
         while True:
             self._ready.clear()
-            if (found := self._take()) is not None:
+            if (found := self.take()) is not None:
                 return found
             await self._ready.wait()
 
-    def _take(self) -> str | bytes | None:
+    def take(self) -> str | bytes | None:
+        """The next message that may go now; None if there is none."""
         with self._lock:
             # Masks before replies: an answered click has been drawn.
             if self._on_the_way < WINDOW and (self._answers or self._played is not None):

@@ -55,7 +55,7 @@ def make_app(settings: Settings, make_model: Callable[[], FewShotSegmenter]) -> 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.hub = hub
     app.add_middleware(Guard, settings=settings)
-    _add_errors(app)
+    _add_errors(app, settings)
     _add_pages(app, settings)
     _add_uploads(app, hub)
     _add_sessions(app, hub)
@@ -69,10 +69,12 @@ def _quietly(make: Callable[[], object]) -> None:
         make()
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, settings: Settings) -> None:
+    inside = f"{settings.workspace / 'sessions'}/"
+
     def told(status: int) -> Callable[[Request, Exception], Response]:
         def answer(_: Request, error: Exception) -> Response:
-            text = str(error)
+            text = str(error).replace(inside, "")  # where it lies concerns no client
             if isinstance(error, KeyError):
                 text = f"there is no {text}"
             return JSONResponse({"message": text}, status)

@@ -177,14 +177,6 @@ class App {
       }
       if (masks.frame === this.frame || this.camera?.running) this.viewer.setMasks(masks);
       this.releaseMasks();
-      if (this.asked) {
-        const since = this.asked;
-        this.asked = 0;
-        requestAnimationFrame(() => {
-          this.drawnIn = performance.now() - since;
-          if (this.stats) showStats(this.stats, this.state, this.drawnIn);
-        });
-      }
     } catch (error) {
       this.fail(error);
     } finally {
@@ -304,10 +296,15 @@ class App {
         reply = await this.link?.ask("mask", { ...where, runs: encodeRuns(labels, this.object) });
       }
       if (reply && frame === this.frame) this.setPrompts(reply.prompts);
+      const since = this.asked;
+      requestAnimationFrame(() => { // the masks came before the reply
+        this.drawnIn = performance.now() - since;
+        if (this.stats) showStats(this.stats, this.state, this.drawnIn);
+      });
     } catch (error) {
-      this.asked = 0;
       this.fail(error);
     }
+    this.asked = 0;
   }
 
   async addObject() {
