@@ -7,7 +7,6 @@ WORKSPACE/sessions/ID/session/      as `VideoSession.save` writes it
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shutil
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 import fastfss.video
-from fastfss.app.protocol import SessionId, first_problem
+from fastfss.app.protocol import Name, SessionId, first_problem
 from fastfss.app.samples import SAMPLES, open_sample
 from fastfss.app.settings import Settings
 from fastfss.app.worker import Worker, frame_pixels
@@ -32,7 +31,7 @@ from fastfss.data import ImageLike
 from fastfss.errors import expected
 from fastfss.methods import FewShotSegmenter
 from fastfss.video import LiveSource
-from fastfss.video.source import IMAGE_SUFFIXES
+from fastfss.video.source import IMAGE_SUFFIXES, open_source
 
 _VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".gif"))
 _ID = re.compile(r"[A-Za-z0-9_-]{8,32}")
@@ -61,10 +60,11 @@ class Named(_Source):
 
 
 class Upload(_Source):
-    """What was uploaded under an id."""
+    """What was uploaded under an id; the title is for people."""
 
     kind: Literal["upload"]
     id: SessionId
+    title: Name = "upload"
 
 
 class Camera(_Source):
@@ -121,11 +121,13 @@ class Hub:
 
     # ---- What can be opened
 
-    def sources(self) -> list[dict[str, str]]:
-        """Samples and named files, for the page."""
-        named = [{"kind": "named", "name": n, "title": n} for n in self.settings.sources]
-        samples = [{"kind": "sample", "name": n, "title": t} for n, t in SAMPLES.items()]
-        return named + samples
+    def sources(self) -> list[dict[str, Any]]:
+        """Named files and samples, for the page."""
+        sources: list[Named | Sample] = [
+            Named(kind="named", name=name) for name in self.settings.sources
+        ]
+        sources += [Sample(kind="sample", name=name) for name in SAMPLES]
+        return [{"title": _title(one), "source": one.model_dump()} for one in sources]
 
     def begin_upload(self) -> str:
         """A new id, with a folder for what comes.
@@ -200,11 +202,13 @@ class Hub:
         """Those that are open or saved, for the page, the newest first."""
         found = []
         for path in self._folder.glob("*/source.json"):
-            source = json.loads(path.read_text(encoding="utf-8"))
-            if source["kind"] == "camera" and path.parent.name not in self._entries:
-                continue
-            found.append((path.stat().st_mtime, {"id": path.parent.name, "source": source}))
-        return [plain for _, plain in sorted(found, key=lambda one: -one[0])]
+            source, name = read_source(path.read_bytes()), path.parent.name
+            if isinstance(source, Camera) and name not in self._entries:
+                continue  # its frames are gone
+            events = path.parent / "session" / "events.jsonl"
+            changed = (events if events.exists() else path).stat().st_mtime
+            found.append({"id": name, "title": _title(source), "changed": changed})
+        return sorted(found, key=lambda one: -one["changed"])
 
     def remove(self, name: str) -> None:
         """Close a session and delete its files; KeyError if there is none."""
@@ -251,7 +255,9 @@ class Hub:
         videos = [path for path in files if path.suffix in _VIDEO_SUFFIXES]
         if videos and len(files) > 1:
             raise expected("upload", "one video, or images alone", f"{len(files)} files")
-        return videos[0] if videos else files
+        opened = open_source(videos[0] if videos else files, self.settings.limits.video)
+        opened.name = source.title
+        return opened
 
     def _make_room(self) -> None:
         if len(self._entries) < self.settings.limits.sessions:
@@ -280,6 +286,14 @@ class Hub:
         if result is None or object not in result.objects:
             raise expected("shown", f"an object that has a mask in frame {frame}", str(object))
         return frame_pixels(other, frame), result.mask(object), other.source.name
+
+
+def _title(source: Source) -> str:
+    if isinstance(source, Sample):
+        return SAMPLES[source.name]
+    if isinstance(source, Camera):
+        return "Webcam"
+    return source.title if isinstance(source, Upload) else source.name
 
 
 def with_sources(settings: Settings, paths: list[Path]) -> Settings:

@@ -23,8 +23,7 @@ export async function request(method, path, body = null) {
 
 /** @param {Source} source @returns {Promise<string>} the session's id */
 export async function openSession(source) {
-  const { title: _, ...plain } = source;
-  return (await request("POST", "/api/sessions", JSON.stringify(plain))).id;
+  return (await request("POST", "/api/sessions", JSON.stringify(source))).id;
 }
 
 /**
@@ -42,5 +41,6 @@ export async function openFiles(files, say) {
     await request("PUT", `/api/uploads/${id}/${number}?name=${name}`, file);
   }
   say("Opening");
-  return openSession({ kind: "upload", id });
+  const title = order[0].name.replace(/\.[^.]*$/, "").slice(0, 60).trim() || "upload";
+  return openSession({ kind: "upload", id, title });
 }

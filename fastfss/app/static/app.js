@@ -48,7 +48,7 @@ class App {
     const asked = new URLSearchParams(location.hash.slice(1)).get("s");
     if (asked) return this.connect(asked);
     const { sources } = await request("GET", "/api/sources");
-    return this.open(sources[0]);
+    return this.open(sources[0].source);
   }
 
   /** @param {import("./api.js").Source} source */
@@ -118,6 +118,7 @@ class App {
     $("redo").disabled = !state.can_redo;
     $("slider").max = String(Math.max(0, state.count - 1));
     const still = state.count < 2 && !state.live;
+    $("time").hidden = still;
     for (const id of ["play", "back", "next", "propagate", "propagate-back", "propagate-both"]) {
       $(id).disabled = still || state.live;
     }
@@ -396,9 +397,10 @@ class App {
       } }),
     ]);
     $("sources").replaceChildren(...sources.map((/** @type {any} */ source) => row(source.title,
-      () => this.open(source).catch(this.fail))));
-    $("earlier").replaceChildren(...sessions.map((/** @type {any} */ { id, source }) => row(
-      `${source.name ?? source.kind} ${id}`, () => this.connect(id).catch(this.fail))));
+      () => this.open(source.source).catch(this.fail))));
+    $("earlier").replaceChildren(...sessions.map((/** @type {any} */ { id, title, changed }) => row(
+      `${title}, ${new Date(changed * 1000).toLocaleString()}`,
+      () => this.connect(id).catch(this.fail))));
     if (!dialog.open) dialog.showModal();
   }
 

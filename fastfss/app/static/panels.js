@@ -81,15 +81,16 @@ export function showStats(stats, state, drawn) {
     ? `${(stage.p50 * 1000).toFixed(0)} / ${(stage.p95 * 1000).toFixed(0)} ms` : "-");
   const mib = (/** @type {number} */ bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
   const rows = [
-    ["Last click, until drawn", drawn ? `${drawn.toFixed(0)} ms` : "-"],
-    ["Click, server p50 / p95", stats.answers.p50 === undefined ? "-" : ms(stats.answers)],
-    ["Encode p50 / p95", ms(stats.seconds.encode)],
-    ["Match p50 / p95", ms(stats.seconds.match)],
+    ["Last click, drawn after", drawn ? `${drawn.toFixed(0)} ms` : "-"],
+    ["Clicks, p50 / p95", stats.answers.p50 === undefined ? "-" : ms(stats.answers)],
+    ["Encoding", ms(stats.seconds.encode)],
+    ["Matching", ms(stats.seconds.match)],
     ["Frames with prompts", stats.prompted],
     ["Supports", stats.supports],
     ["Frames in memory", `${stats.cache.frames}, ${mib(stats.cache.bytes)}`],
     ["Masks", `${stats.results.frames}, ${(stats.results.bytes / 1024).toFixed(0)} KiB`],
-    ["Model", `${state.model.method}, ${state.model.encoder ?? ""}`],
+    ["Method", state.model.method],
+    ["Encoder", state.model.encoder ?? "-"],
   ];
   $("stats").replaceChildren(...rows.flatMap(([name, value]) => [
     make("dt", { textContent: name }), make("dd", { textContent: value }),
