@@ -17,7 +17,7 @@ from fastfss.video.source import FrameSource, ImageFiles, to_tensor
 Pixels = npt.NDArray[np.uint8]
 
 # Samples by name, and what the page calls them.
-SAMPLES = {"photo": "Sample photograph: a cat", "clip": "Sample clip: two balls on grass"}
+SAMPLES = {"photo": "Sample photograph: an astronaut", "clip": "Sample clip: two balls on grass"}
 
 
 def open_sample(name: str) -> FrameSource:
@@ -31,7 +31,7 @@ def open_sample(name: str) -> FrameSource:
         raise expected("sample", f"one of {', '.join(SAMPLES)}", repr(name))
     data: Any = import_extra("skimage.data", extra="app", purpose="a sample")
     if name == "photo":
-        return ImageFiles([data.chelsea()], "cat")
+        return ImageFiles([data.astronaut()], "astronaut")
     return BallClip(data.grass()[:320, :480])
 
 

@@ -149,10 +149,12 @@ class History:
             one for one in self.known(event.parent) if one.image != frame and number in one.masks
         ]
         seconds: dict[str, float] = {}
+        state = self.state_at(event.seq)
         mask, sure = self.tracker.answer(
             frame,
             number,
-            self.state_at(event.seq).annotations[frame, number],
+            state.annotations[frame, number],
+            state.elsewhere(frame, number),
             None if prior is None or not prior.any() else prior,
             self.tracker.references(others),
             seconds,

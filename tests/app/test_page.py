@@ -143,9 +143,9 @@ def browser(shared: Browser) -> Iterator[Browser]:
 def test_clicks_undo_and_redo(browser):
     browser.open("photo")
     browser.screenshot("photo-start")
-    browser.click(150, 150)
+    browser.click(225, 110)
     first = browser.labels()
-    assert first[150, 150] == 1 and 200 < first.sum() < first.size / 2
+    assert first[110, 225] == 1 and 200 < first.sum() < first.size / 2
     browser.screenshot("photo-click")
     y, x = np.argwhere(first)[-1].tolist()
     browser.click(x + 0.5, y + 0.5, right=True)
@@ -217,7 +217,7 @@ def test_following_plays_and_exports_download(browser):
 
 def test_connection_that_breaks_comes_back_with_the_same_session(browser):
     browser.open("photo")
-    browser.click(150, 150)
+    browser.click(225, 110)
     before = browser.labels()
     browser.js("fastfss.link.socket.close()")
     browser.until("document.getElementById('link').textContent === 'reconnecting'")
@@ -232,9 +232,9 @@ def test_connection_that_breaks_comes_back_with_the_same_session(browser):
 
 
 def test_another_image_becomes_a_support(browser, tmp_path):
-    from skimage.data import chelsea
+    from skimage.data import astronaut
 
-    Image.fromarray(np.ascontiguousarray(chelsea()[:, ::-1])).save(tmp_path / "mirrored.png")
+    Image.fromarray(np.ascontiguousarray(astronaut()[:, ::-1])).save(tmp_path / "mirrored.png")
     browser.open("photo")
     browser.press("add-object")
     browser.until("fastfss.object === 1")
@@ -242,7 +242,7 @@ def test_another_image_becomes_a_support(browser, tmp_path):
     browser.element("support-file").send_keys(str(tmp_path / "mirrored.png"))
     browser.until("fastfss.support.viewer.picture !== null && fastfss.support.link")
     browser.until("fastfss.support.link.socket.readyState === 1")
-    browser.js("fastfss.support.mark({kind: 'point', positive: true, points: [[300, 150]]})")
+    browser.js("fastfss.support.mark({kind: 'point', positive: true, points: [[287, 110]]})")
     browser.until("!document.getElementById('support-use').disabled")
     browser.screenshot("support-dialog")
     browser.press("support-use")
@@ -304,7 +304,7 @@ def test_phone_size(address, tmp_path):
     with chromium(tmp_path, size=(390, 844), touch=True) as driver:
         browser = Browser(driver, address, tmp_path)
         browser.open("photo")
-        browser.click(150, 150)
+        browser.click(225, 110)
         assert browser.area() > 200
         browser.screenshot("phone")
         wide = browser.js("document.documentElement.scrollWidth")
