@@ -257,7 +257,7 @@ def test_files_are_uploaded_and_broken_ones_explained(browser, tmp_path):
     browser.press("open")
     browser.until("document.getElementById('open-dialog').open")
     browser.element("files").send_keys(str(tmp_path / "broken.mp4"))
-    browser.until("document.getElementById('upload-text').textContent.includes('cannot')")
+    browser.until("document.getElementById('upload-text').textContent.includes('FFmpeg')")
     browser.screenshot("open-dialog")
     names = [tmp_path / f"{n}.png" for n in range(2)]
     for name in names:

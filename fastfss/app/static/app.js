@@ -590,8 +590,8 @@ class App {
 
 /** @type {Record<string, string>} */
 const FORMATS = {
-  davis: "Palette PNGs (DAVIS)", binary: "Black and white PNGs", overlay: "Video with colours",
-  coco: "COCO JSON", ytvis: "YouTube-VIS JSON", cutout: "Cut-outs with alpha", csv: "Table (CSV)",
+  davis: "Palette PNGs", binary: "Masks as PNGs", overlay: "Overlay video",
+  coco: "COCO JSON", ytvis: "YouTube-VIS", cutout: "Cut-outs", csv: "Table (CSV)",
 };
 
 /** @param {string} selector @param {(button: HTMLElement) => boolean} chosen */

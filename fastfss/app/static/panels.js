@@ -81,7 +81,7 @@ export function showStats(stats, state, drawn) {
     ? `${(stage.p50 * 1000).toFixed(0)} / ${(stage.p95 * 1000).toFixed(0)} ms` : "-");
   const mib = (/** @type {number} */ bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
   const rows = [
-    ["Last click, drawn after", drawn ? `${drawn.toFixed(0)} ms` : "-"],
+    ["Last click", drawn ? `${drawn.toFixed(0)} ms` : "-"],
     ["Clicks, p50 / p95", stats.answers.p50 === undefined ? "-" : ms(stats.answers)],
     ["Encoding", ms(stats.seconds.encode)],
     ["Matching", ms(stats.seconds.match)],
