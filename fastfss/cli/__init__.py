@@ -68,6 +68,7 @@ def build_app() -> typer.Typer:
     from fastfss.cli.models import models
     from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
+    from fastfss.cli.serve import serve
     from fastfss.cli.train import train
     from fastfss.cli.video import video
 
@@ -90,6 +91,7 @@ def build_app() -> typer.Typer:
     app.add_typer(make_engines_app(), name="engines")
     app.command()(cam)
     app.command(cls=ManyValuesCommand)(video)
+    app.command()(serve)
     app.add_typer(make_data_app(), name="data")
     return app
 

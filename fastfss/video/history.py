@@ -162,10 +162,12 @@ class History:
             close = nearest(frames, frame, 1)
             others = [one for one in known if not one.annotated or one.image in close]
         seconds: dict[str, float] = {}
+        state = self.state_at(event.seq)
         mask, sure = self.tracker.answer(
             frame,
             number,
-            self.state_at(event.seq).annotations[frame, number],
+            state.annotations[frame, number],
+            state.elsewhere(frame, number),
             None if prior is None or not prior.any() else prior,
             self.tracker.references(others),
             seconds,

@@ -244,7 +244,7 @@ class TaskMatcher(_Encoding[FewShotSegmenter]):
     def reference(self, features: Features, masks: Mapping[int, Tensor]) -> Reference:
         """See Matcher.reference."""
         tasks = {
-            number: self.model.fit_from([features], [self._framed(mask)])
+            number: self.model.fit_from([self._wide(features)], [self._framed(mask)])
             for number, mask in masks.items()
             if bool((mask == 1).any())
         }
@@ -273,7 +273,7 @@ class TaskMatcher(_Encoding[FewShotSegmenter]):
         maps[0] = 0.5
         if shown:
             tasks = [self._merged(known[n]) for n in shown]
-            prediction = self.model.segment_from(features, tasks)
+            prediction = self.model.segment_from(self._wide(features), tasks)
             if self.model.frame != "aspect" and whole != region:
                 prediction = prediction.of_region(region, region)
             probabilities = prediction.probabilities[0].float().cpu()
@@ -305,6 +305,10 @@ class TaskMatcher(_Encoding[FewShotSegmenter]):
             return found
         found = F.interpolate(found[None, None], size, mode="bilinear")[0, 0]
         return torch.lerp(found, prior.float(), trusted)
+
+    def _wide(self, features: Features) -> Features:
+        """In the precision of the model: features are kept in half of it."""
+        return features.to(dtype=next(self.model.parameters()).dtype)
 
     def _framed(self, mask: Tensor) -> Tensor:
         return frame_mask(mask[None], self.model.frame, self.model.size).to(self.model.device)

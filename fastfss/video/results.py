@@ -106,6 +106,13 @@ class Results:
                 return one.seq
         return None
 
+    def sightings(self, counts: Callable[[int], bool]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Frame -> the objects that are somewhere in it, in order; without unpacking."""
+        for frame, versions in sorted(self._versions.items()):
+            newest = next((one for one in reversed(versions) if counts(one.seq)), None)
+            if newest is not None:
+                yield frame, tuple(n for n in newest.objects if newest.confidence.get(n, 0) > 0)
+
     def prune(self, reachable: Callable[[int], bool]) -> None:
         """Drop what no undo or redo can come back to."""
         for frame in list(self._versions):

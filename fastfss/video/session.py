@@ -399,6 +399,12 @@ class VideoSession:
         counts, results = self.at.log.counts, self.at.results
         return tuple(f for f in results.frames if results.seq(f, counts) is not None)
 
+    def sightings(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The frames that have masks in the current state, each with the objects that it shows."""
+        with self._lock:
+            found = self.at.results.sightings(self.at.log.counts)
+            return [(frame, tuple(n for n in seen if n in self.objects)) for frame, seen in found]
+
     def step(self, image: ImageLike | int) -> FrameResult:
         """Segment the next frame of a live source, or any one frame.
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastfss.annotation import Annotation
+import torch
+
+from fastfss.annotation import UNSAID, Annotation
 from fastfss.errors import expected
 from fastfss.video.log import Event
 
@@ -51,6 +53,20 @@ class SessionState:
     def said_of(self, frame: int) -> dict[int, Annotation]:
         """Object -> what is said of it in a frame."""
         return {o: a for (where, o), a in self.annotations.items() if where == frame}
+
+    def elsewhere(self, frame: int, object: int) -> Annotation:
+        """Where in a frame an object is not, because others are said to be there.
+
+        Their points, strokes and masks; not their boxes, which hold more than them.
+        """
+        found = Annotation()
+        for number, said in self.said_of(frame).items():
+            for mark in said.marks if number != object else ():
+                if mark.mask is not None:
+                    found = found.area(torch.where(mark.mask == 1, 0, UNSAID))
+                elif mark.positive and mark.kind != "box":
+                    found = Annotation((*found.marks, replace(mark, positive=False)))
+        return found
 
     def after(self, event: Event) -> SessionState:
         """The state after one more event."""

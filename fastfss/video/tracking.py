@@ -252,6 +252,7 @@ class Tracker:
         frame: int,
         object: int,
         said: Annotation,
+        others: Annotation,
         before: npt.NDArray[np.bool_] | None,
         references: Sequence[Reference],
         seconds: dict[str, float],
@@ -262,6 +263,7 @@ class Tracker:
             frame: its number.
             object: which one.
             said: of it in this frame.
+            others: where other objects are in it, as far as that is said.
             before: (H, W), the mask it had; None for none.
             references: of other images.
             seconds: stage -> how long it took; added to.
@@ -274,6 +276,7 @@ class Tracker:
         if not marks.marks:
             mask = said.rasterize(size) == 1
             return mask, float(mask.any())
+        marks = Annotation((*others.marks, *marks.marks))
         features = self.features(frame, seconds)
         prior = None if before is None else torch.from_numpy(before)
         width = max(self.matcher.model.point_width(size), 1.0)

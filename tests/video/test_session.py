@@ -102,6 +102,34 @@ def test_a_committed_frame_stays_known_when_its_annotation_is_cleared() -> None:
         one.propagate(0)
 
 
+@pytest.mark.parametrize("kind", ["point", "stroke", "mask"])
+def test_an_object_keeps_what_is_said_of_it_when_another_is_clicked(kind: str) -> None:
+    one = session(2, objects=2)
+    first, second = one.add_object(), one.add_object()
+    truth = clip(2, 2)[1][0]
+    (y, x), (v, u) = (np.argwhere(truth == n).mean(axis=0).astype(int).tolist() for n in (1, 2))
+    if kind == "point":
+        one.add_clicks(0, first, [(x, y)])
+    elif kind == "stroke":
+        one.add_scribble(0, first, [(x - 4, y), (x + 4, y)], width=2)
+    else:
+        one.add_mask(0, {first: truth == 1})
+    found = one.add_clicks(0, second, [(u, v)]).labels
+    assert found[y, x] == first and found[v, u] == second
+    if kind == "mask":
+        assert (found == first)[truth == 1].all()
+
+
+def test_methods_with_a_trained_head_take_clicks_and_masks() -> None:
+    frames, truth = clip(2)
+    one = fastfss.video.open(frames, "default")
+    number = one.add_object()
+    y, x = np.argwhere(truth[0] == 1).mean(axis=0).astype(int).tolist()
+    assert one.add_clicks(0, number, [(x, y)]).labels[y, x] == number
+    one.add_mask(0, {number: truth[0]})
+    assert iou(next(one.propagate(0)).labels, truth[1]) > 0.3
+
+
 def test_confident_frames_are_bounded() -> None:
     truth = clip(8)[1]
     memory = MemoryConfig(confident=2, every=2, confidence=0.5)
