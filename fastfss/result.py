@@ -36,6 +36,7 @@ class Result:
         confidence: N floats in [0, 1].
         names: N names, the tasks'.
         seconds: how long the prediction took, if measured.
+        presence: N probabilities that the class is in the query at all, where the method says.
 
     Raises:
         TypeError: a field of another kind or dtype.
@@ -47,6 +48,7 @@ class Result:
     confidence: tuple[float, ...]  # (N,)
     names: tuple[str, ...]  # (N,)
     seconds: float | None = None
+    presence: tuple[float, ...] | None = None  # (N,)
 
     def __post_init__(self) -> None:
         _check_array("labels", self.labels, 2, (np.uint8, np.uint16))
@@ -59,6 +61,10 @@ class Result:
         _check_tuple("names", self.names, str, ways)
         if not all(0 <= confidence <= 1 for confidence in self.confidence):
             raise expected("confidence", "values in 0..1", str(self.confidence))
+        if self.presence is not None:
+            _check_tuple("presence", self.presence, float, ways)
+            if not all(0 <= presence <= 1 for presence in self.presence):
+                raise expected("presence", "values in 0..1", str(self.presence))
         if self.labels.max() > ways:
             raise expected("labels", f"labels 0..{ways}", str(self.labels.max()))
         # Both comparisons are false for NaN.
@@ -73,19 +79,22 @@ class Result:
         *,
         names: Sequence[str],
         seconds: float | None = None,
+        presence: Tensor | None = None,
     ) -> Result:
         """Make a result of what a method computes; the confidences come from the probabilities.
 
         A way's confidence is the IoU to expect of its mask if the probabilities are right:
         sum of p inside the mask / (its area + sum of p outside it); 0 for a way that is nowhere.
         It ranks masks by their true IoU (Spearman 0.69 over 60 queries of 8 classes, SSP and MLC
-        with a frozen ResNet-18) better than the mean p inside the mask (0.53 and 0.42).
+        with a frozen ResNet-18) better than the mean p inside the mask (0.53 and 0.42). Where the
+        method says how probably the class is there at all, it is that much smaller.
 
         Args:
             probabilities: (N, H, W) floats on any device, the foreground probability of each way.
             labels: (H, W) integers on any device: 0 background, n = the n-th way.
             names: the N names.
             seconds: how long the prediction took.
+            presence: (N,) probabilities that the classes are in the query.
         """
         labels = labels.to(torch.int32)
         scores = probabilities.to(torch.float32)
@@ -97,17 +106,31 @@ class Result:
             inside = torch.where(mask, score, 0).sum()
             union = mask.sum() + score.sum() - inside
             confidence.append(inside / union.clamp_min(torch.finfo(torch.float32).tiny))
+        sure = torch.stack(confidence)
+        if presence is not None:
+            sure = sure * presence.to(sure)
         return cls(
             labels=labels.cpu().numpy().astype(np.uint8 if len(names) <= 255 else np.uint16),
             scores=scores.cpu().numpy(),
-            confidence=tuple(torch.stack(confidence).clamp(0, 1).tolist()),
+            confidence=tuple(sure.clamp(0, 1).tolist()),
             names=tuple(names),
             seconds=seconds,
+            presence=None if presence is None else tuple(presence.float().tolist()),
         )
+
+    def is_here(self, way: int = 1) -> bool:
+        """Say whether a way's class is in the query; True where the method does not tell.
+
+        Args:
+            way: 1 for the first task.
+        """
+        self._check_way(way)
+        return self.presence is None or self.presence[way - 1] >= 0.5
 
     def __repr__(self) -> str:
         ways = ", ".join(
             f"{name!r} {confidence:.2f} on {self.area(way) / self.labels.size:.1%}"
+            + ("" if self.is_here(way) else ", probably not here")
             for way, (name, confidence) in enumerate(
                 zip(self.names, self.confidence, strict=True), start=1
             )
@@ -127,12 +150,15 @@ class Result:
             TypeError: ``way`` is not an integer.
             ValueError: there is no such way.
         """
+        self._check_way(way)
+        where: npt.NDArray[np.bool_] = self.labels == way
+        return where
+
+    def _check_way(self, way: object) -> None:
         if isinstance(way, bool) or not isinstance(way, int | np.integer):
             raise expected_kind("way", "an integer", repr(way))
         if not 1 <= way <= len(self.names):
             raise expected("way", f"1..{len(self.names)}", str(way))
-        where: npt.NDArray[np.bool_] = self.labels == way
-        return where
 
     def area(self, way: int = 1) -> int:
         """Return the number of pixels of one way.
@@ -185,15 +211,7 @@ class Result:
                 f"{pixels.shape[0]} rows x {pixels.shape[1]} columns",
             )
         colours = way_colours(len(self.names))
-        ways = self.labels > 0
-        drawn = pixels.copy()
-        dimmed = np.rint((1 - _FILL) * np.arange(256)).astype(np.uint8)
-        tints = np.rint(_FILL * colours).astype(np.uint8)
-        drawn[ways] = dimmed[pixels[ways]] + tints[self.labels[ways]]
-        inside, outside = _contours(self.labels, max(1, round(max(self.labels.shape) * _CONTOUR)))
-        drawn[outside] = 0
-        drawn[inside] = colours[self.labels[inside]]
-        return Image.fromarray(drawn)
+        return Image.fromarray(drawn_over(pixels, self.labels, colours))
 
     def save_mask(self, path: str | os.PathLike[str]) -> None:
         """Write the label map as a PNG: palette indices up to 255 ways, else 16-bit grey.
@@ -215,6 +233,23 @@ class Result:
             image.putpalette(way_colours(len(self.names)).tobytes())
         with atomic_path(path) as temporary:
             image.save(temporary, format="PNG")
+
+
+def drawn_over(
+    pixels: npt.NDArray[np.uint8],  # (H, W, 3)
+    labels: npt.NDArray[Any],  # (H, W)
+    colours: npt.NDArray[np.uint8],  # (N + 1, 3), of background and ways
+) -> npt.NDArray[np.uint8]:
+    """What `Result.overlay` draws."""
+    ways = labels > 0
+    drawn: npt.NDArray[np.uint8] = pixels.copy()
+    dimmed = np.rint((1 - _FILL) * np.arange(256)).astype(np.uint8)
+    tints = np.rint(_FILL * colours).astype(np.uint8)
+    drawn[ways] = dimmed[pixels[ways]] + tints[labels[ways]]
+    inside, outside = _contours(labels, max(1, round(max(labels.shape) * _CONTOUR)))
+    drawn[outside] = 0
+    drawn[inside] = colours[labels[inside]]
+    return drawn
 
 
 def _check_array(name: str, array: object, ndim: int, dtypes: tuple[type, ...]) -> None:

@@ -11,6 +11,7 @@ import fastfss.ops
 import fastfss.protocols
 import fastfss.text
 import fastfss.training
+import fastfss.video
 import fastfss.weights
 
 PUBLIC = {
@@ -24,11 +25,12 @@ PUBLIC = {
         dense_match_sums explain masked_average_pool prototype_match
     """,
     fastfss.methods: """
-        AMP CANet ClassLogits DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
+        AMP CANet ClassLogits CueFusion DCAMA DENet FCN32s Features FewShotSegmenter GraphConfig
         GUIDED_NETWORKS GuidedEarly GuidedLate GuidedSegmenter HSNet IMRHSNet IMROutput
-        InteractiveEarly InteractiveLate LatentClasses MethodInfo MiningConfig MLC
-        MLCOutput PANet PANetOutput PartConfig PFENet PFENetOutput PGNet PPNet
-        PPNetOutput Prediction PublishedNetwork PublishedScore Rectification
+        InteractiveEarly InteractiveLate LabelPropagation LatentClasses MethodInfo
+        MiningConfig MLC MLCOutput NAMED_MODELS NamedModel PANet PANetOutput PartConfig
+        PFENet PFENetOutput PGNet PPNet PPNetOutput Prediction PropagationConfig
+        PublishedNetwork PublishedScore Rectification
         SelfSupportConfig SSP SSPOutput Unlabelled create_model list_models model_info
         published_state
     """,
@@ -53,6 +55,10 @@ PUBLIC = {
     fastfss.text: """
         ClipTower Label LabelNotFoundError TextLabels activation_maps decode encode label_names
         load_clip load_tower tokenize tower_of
+    """,
+    fastfss.video: """
+        Event FrameResult Limits LiveSource MemoryConfig VideoSession keep_freed_memory open
+        read_stream
     """,
     fastfss.data.augment: """
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop

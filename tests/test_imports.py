@@ -31,12 +31,13 @@ FACADE = {"__init__", "__main__"}
 HEAVY = {
     *("timm", "typer", "rich", "triton", "pycocotools", "skimage", "scipy", "tensorboard", "cv2"),
     "open_clip",
+    *("fastapi", "starlette", "uvicorn", "websockets", "pydantic"),
     *("onnx", "onnxruntime", "openvino", "tensorrt"),
 }
-IMPORT_ALL_BUT_CLI_AND_KERNELS = """
+IMPORT_ALL_BUT_PROGRAMS_AND_KERNELS = """
 import importlib, pkgutil, fastfss
 for module in pkgutil.walk_packages(fastfss.__path__, "fastfss."):
-    if module.name.split(".")[1] not in ("cli", "kernels", "__main__"):
+    if module.name.split(".")[1] not in ("app", "cli", "kernels", "__main__"):
         importlib.import_module(module.name)
 """
 
@@ -103,7 +104,7 @@ def test_no_two_parts_import_each_other():
 
 
 @pytest.mark.parametrize(
-    "code", ["import fastfss", IMPORT_ALL_BUT_CLI_AND_KERNELS], ids=["package", "all"]
+    "code", ["import fastfss", IMPORT_ALL_BUT_PROGRAMS_AND_KERNELS], ids=["package", "all"]
 )
 def test_import_prints_nothing_starts_nothing_and_loads_nothing_optional(code):
     """Against what torch and torchvision load by themselves."""

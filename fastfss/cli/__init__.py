@@ -68,7 +68,9 @@ def build_app() -> typer.Typer:
     from fastfss.cli.models import models
     from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
+    from fastfss.cli.serve import serve
     from fastfss.cli.train import train
+    from fastfss.cli.video import video
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -88,6 +90,8 @@ def build_app() -> typer.Typer:
     app.command(cls=ManyValuesCommand)(export)
     app.add_typer(make_engines_app(), name="engines")
     app.command()(cam)
+    app.command(cls=ManyValuesCommand)(video)
+    app.command()(serve)
     app.add_typer(make_data_app(), name="data")
     return app
 

@@ -47,11 +47,14 @@ def coin_halves() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for inputs and results.")] = Path("demo"),
     weights: Annotated[
-        str,
-        typer.Option(metavar="FILE|imagenet", help="The encoder's weights; imagenet downloads."),
-    ] = "imagenet",
-    backbone: Annotated[str, typer.Option(help="The encoder.")] = "resnet18",
-    layers: Annotated[str, typer.Option(help="The encoder's layers to match.")] = "layer2,layer3",
+        str | None,
+        typer.Option(
+            metavar="FILE|imagenet",
+            help="An encoder's weights for SSP, imagenet downloads; else the package's own model.",
+        ),
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="The encoder of --weights.")] = "resnet18",
+    layers: Annotated[str, typer.Option(help="The layers to match with.")] = "layer2,layer3",
     debug: DebugOption = False,
 ) -> None:
     """Annotate half of the coins in a photograph, find the other half.
@@ -73,9 +76,13 @@ def demo(
             Image.fromarray(pixels).save(temporary, format="PNG")
     support = [inputs / "coins_upper.png", inputs / "coins_upper_mask.png"]
     query = str(inputs / "coins_lower.png")
+    given = (
+        ""
+        if weights is None
+        else f"--backbone {backbone} --layers {layers} --weights {shlex.quote(weights)} --size 640 "
+    )
     command = (
-        f"fastfss predict --backbone {backbone} --layers {layers} --weights {shlex.quote(weights)} "
-        f"--size 640 --name coin --support {shlex.join(map(str, support))} "
+        f"fastfss predict {given}--name coin --support {shlex.join(map(str, support))} "
         f"--query {shlex.quote(query)} --out {shlex.quote(str(results))} --overwrite"
     )
     typer.echo(command)
@@ -85,10 +92,10 @@ def demo(
             query=[query],
             support=support,
             name="coin",
-            backbone=backbone,
-            layers=layers,
+            backbone=None if weights is None else backbone,
+            layers=None if weights is None else layers,
             weights=weights,
-            size=640,
+            size=None if weights is None else 640,
             overwrite=True,
         )
     except typer.Exit as finished:

@@ -25,7 +25,9 @@ def evaluate_command(
     kind: Annotated[
         str | None,
         typer.Option(
-            "--set", metavar="pascal|coco|fss1000|folder", help="Else the protocol's first one."
+            "--set",
+            metavar="pascal|coco|fss1000|folder|davis2016|davis2017",
+            help="Else the protocol's first one.",
         ),
     ] = None,
     part: Annotated[str | None, typer.Option(help="Of the set; else the protocol's.")] = None,
@@ -56,7 +58,9 @@ def evaluate_command(
     ] = None,
     episodes: Annotated[
         int | None,
-        typer.Option(min=1, help="Other than published: of a run, or of each class; objects."),
+        typer.Option(
+            min=1, help="Other than published: of a run, or of each class; objects; videos."
+        ),
     ] = None,
     episodes_file: Annotated[
         Path | None, typer.Option(help="Episodes to read instead of drawing; of one fold.")
@@ -73,8 +77,12 @@ def evaluate_command(
         bool, typer.Option("--no-flips", help="Without the random mirroring of denet.")
     ] = False,
     refinement: Annotated[
-        str, typer.Option(metavar="none|guided|grabcut", help="Of the protocol clicks.")
-    ] = "guided",
+        str | None,
+        typer.Option(
+            metavar="none|guided|grabcut|edges",
+            help="Of the protocols clicks (guided) and davis (none).",
+        ),
+    ] = None,
     batch: Annotated[
         int,
         typer.Option(min=1, help="Episodes of equal shapes that are segmented together."),
@@ -89,6 +97,7 @@ def evaluate_command(
     Several processes: torchrun --nproc-per-node N -m fastfss eval ...; the figures stay the same.
     """
     from fastfss.atomic import check_writable
+    from fastfss.cli import eval_davis
     from fastfss.cli.eval_clicks import ABOUT, run_clicks
     from fastfss.cli.predict import method_options
     from fastfss.data.sets import open_set
@@ -100,26 +109,53 @@ def evaluate_command(
         for one in PROTOCOLS.values():
             typer.echo(f"{one.name:8} {one.about}")
         typer.echo(f"{'clicks':8} {ABOUT}")
+        typer.echo(f"{'davis':8} {eval_davis.ABOUT}")
+        typer.echo(f"{eval_davis.INTERACTIVE} {eval_davis.ABOUT_INTERACTIVE}")
         return
     if not protocol or data is None or out is None:
         raise typer.BadParameter("expected --protocol, --data and --out (--list-protocols helps)")
-    if protocol == "clicks":
-        images = open_set(kind or "folder", data, part or "val")
+    if protocol in ("clicks", "davis", eval_davis.INTERACTIVE):
+        settings = method_options(option or [], None)
+        about: dict[str, Any] = {"method": method, "encoder": backbone, "layers": layers}
+        about |= {"weights": weights, "size": size, "options": settings}
         with processes(device) as group:
             if group.count > 1:
-                raise typer.BadParameter("--protocol clicks runs in one process")
+                raise typer.BadParameter(f"--protocol {protocol} runs in one process")
+            if protocol != "clicks":
+                videos = eval_davis.open_videos(kind, data, part)
+            else:
+                images = open_set(kind or "folder", data, part or "val")
             out.mkdir(parents=True, exist_ok=True)
             check_writable(out, "--out")
-            settings = method_options(option or [], None)
-            about: dict[str, Any] = {"method": method, "encoder": backbone, "layers": layers}
-            about |= {"weights": weights, "size": size, "options": settings}
+            model = _model(method, backbone, layers, weights, size, settings, group)
+            if protocol == eval_davis.INTERACTIVE:
+                eval_davis.run_interactive(
+                    model.for_inference(),
+                    videos,
+                    about,
+                    size=size or 480,
+                    count=episodes,
+                    out=out,
+                )
+                return
+            if protocol == "davis":
+                eval_davis.run_davis(
+                    model.for_inference(),
+                    videos,
+                    about,
+                    size=size or 480,
+                    count=episodes,
+                    refinement=refinement or "none",
+                    out=out,
+                )
+                return
             run_clicks(
-                _model(method, backbone, layers, weights, size, settings, group),
+                model,
                 images,
                 about,
                 count=episodes,
                 seed=split_seed,
-                refinement=refinement,  # type: ignore[arg-type]
+                refinement=refinement or "guided",  # type: ignore[arg-type]
                 out=out,
             )
         return

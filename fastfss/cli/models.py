@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastfss.methods import MethodInfo, list_models, model_info
+from fastfss.methods import NAMED_MODELS, MethodInfo, list_models, model_info
 
 
 def models(
@@ -25,12 +25,17 @@ def models(
         typer.echo(_card(method, cards[method]))
     else:
         typer.echo("\n\n".join(_summary(name, card) for name, card in cards.items()))
+        ready = [
+            f"{name}  ({one.method}, {one.encoder})\n  {one.about}"
+            for name, one in NAMED_MODELS.items()
+        ]
+        typer.echo("\nWith weights:\n\n" + "\n\n".join(ready))
         typer.echo("\nfastfss models NAME adds the published figures.")
 
 
 def _summary(name: str, card: MethodInfo) -> str:
-    where = f"{card.venue}, arXiv {card.arxiv}" if card.arxiv else card.venue
-    lines = [f"{name}  ({card.title}, {where})", f"  {card.paper}"]
+    where = [card.venue, f"arXiv {card.arxiv}" if card.arxiv else ""]
+    lines = [f"{name}  ({', '.join(filter(None, [card.title, *where]))})", f"  {card.paper}"]
     facts = {
         "backbones": ", ".join(card.encoders),
         "supports": ", ".join(card.supports),

@@ -23,6 +23,7 @@ from fastfss.data import read_support_folder
 from fastfss.engines import Manifest, list_backends, load
 from fastfss.errors import expected, import_extra
 from fastfss.methods import create_model
+from fastfss.methods.named_models import DEFAULT
 from fastfss.task import Task
 from fastfss.text import Label, TextLabels, label_names, load_clip
 
@@ -142,7 +143,12 @@ def predict(
         typer.Option(min=0, help="The class's label, where masks are label maps of several."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="The segmentation method; else ssp.", show_default=False)
+        str | None,
+        typer.Option(
+            help="The segmentation method; else 'default', the package's own model, or ssp with a "
+            "--backbone or --weights.",
+            show_default=False,
+        ),
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="The encoder; else the method's first published one.")
@@ -191,7 +197,6 @@ def predict(
     entry in predictions.json. The same command again goes on where the last run stopped.
 
     Example: fastfss predict --support cow1.jpg cow1.png --query photos --out results
-    --backbone resnet18 --layers layer2,layer3 --weights resnet18.pth
     """
     if bool(query) != (out is not None):
         raise typer.BadParameter("--query and --out belong together; got only one of them")
@@ -209,7 +214,7 @@ def predict(
     if label is not None and clip is None:
         raise typer.BadParameter("--label needs --clip, the file of CLIP's weights")
     settings = PredictionSettings(
-        method=method or "ssp",
+        method=method or chosen_method(backbone, weights),
         backbone=backbone,
         layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
         weights=weights,
@@ -227,7 +232,7 @@ def predict(
         engine=engine,
         text=None if clip is None else TextSettings(clip, others, label_threshold),
     )
-    _check_device(device)
+    check_device(device)
     _check_save_task(save_task, settings.ways)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -344,6 +349,11 @@ def support_shots(
     return tuple(zip(files[::2], files[1::2], strict=True))
 
 
+def chosen_method(backbone: str | None, weights: str | None) -> str:
+    """The method where none is named: the one that needs nothing, or SSP for any backbone."""
+    return DEFAULT if backbone is None and weights is None else "ssp"
+
+
 def _unsaid(text: str | None) -> Unsaid | None:
     choices: tuple[Unsaid, ...] = get_args(Unsaid)
     for choice in choices:
@@ -401,7 +411,8 @@ def _value(text: str) -> bool | int | float | str:
     return text
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise ValueError for a device that this machine does not have."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

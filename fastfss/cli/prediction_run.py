@@ -91,7 +91,7 @@ def segment_queries(
             on_done(query, None)
 
     with (
-        _interruptions() as interrupted,
+        interruptions() as interrupted,
         ThreadPoolExecutor(1) as reader,
         ThreadPoolExecutor(_WRITERS) as writers,
     ):
@@ -117,7 +117,7 @@ def segment_queries(
 
 
 @contextmanager
-def _interruptions() -> Iterator[threading.Event]:
+def interruptions() -> Iterator[threading.Event]:
     """Note Ctrl-C instead of raising it wherever the program is just then; raise the second."""
     noted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -176,6 +176,7 @@ def _write(query: PendingQuery, image: Tensor, result: Result, seconds: float) -
             "label": way,
             "area": result.area(way),
             "confidence": round(confidence, 6),
+            **({} if result.presence is None else {"presence": round(result.presence[way - 1], 6)}),
             "rle": result.rle(way),
         }
         for way, (name, confidence) in enumerate(

@@ -13,6 +13,7 @@ from fastfss.annotation import Annotation, Unsaid
 from fastfss.cli.marks import Shot
 from fastfss.engines.manifest import Manifest
 from fastfss.errors import expected
+from fastfss.methods.named_models import NAMED_MODELS
 from fastfss.text import Label
 
 # The word that stands for a download instead of a file.
@@ -42,7 +43,7 @@ class TextSettings:
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON; as in PredictionSettings."""
         return {
-            "clip": _file_record(self.clip, "--clip"),
+            "clip": file_record(self.clip, "--clip"),
             "others": self.others,
             "threshold": self.threshold,
         }
@@ -99,10 +100,13 @@ class PredictionSettings:
 
     def _weights_record(self) -> dict[str, str] | None:
         if self.weights is None:
-            return None
+            named = NAMED_MODELS.get(self.method)
+            if named is None or named.packaged is None:
+                return None
+            return file_record(Path(named.weights), "--method")
         if self.weights == IMAGENET:
             return {"file": IMAGENET, "sha256": ""}
-        return _file_record(Path(self.weights), "--weights")
+        return file_record(Path(self.weights), "--weights")
 
 
 def differences(before: Any, now: Any, name: str = "settings") -> list[str]:
@@ -137,9 +141,9 @@ def _shown(value: Any) -> str:
 
 def _way_record(way: Way) -> dict[str, Any]:
     if way.task is not None:
-        return {"task": _file_record(way.task, "--task")}
+        return {"task": file_record(way.task, "--task")}
     shots = [
-        {"image": _file_record(image, "support image"), "mask": _mask_record(said)}
+        {"image": file_record(image, "support image"), "mask": _mask_record(said)}
         for image, said in way.shots
     ]
     return {"name": way.name, "shots": shots}
@@ -148,10 +152,11 @@ def _way_record(way: Way) -> dict[str, Any]:
 def _mask_record(said: Path | Annotation | Label) -> str | dict[str, str]:
     if isinstance(said, Label):
         return f"label {said.text}"
-    return said.to_json() if isinstance(said, Annotation) else _file_record(said, "support mask")
+    return said.to_json() if isinstance(said, Annotation) else file_record(said, "support mask")
 
 
-def _file_record(path: Path, argument: str) -> dict[str, str]:
+def file_record(path: Path, argument: str) -> dict[str, str]:
+    """A file with its digest, for a record; ValueError or FileNotFoundError where there is none."""
     if path.is_dir():
         raise expected(f"{argument} '{path}'", "a file", "a folder")
     digest = hashlib.sha256()

@@ -38,6 +38,9 @@ class SameConv2d(nn.Conv2d):
         for size, stride in zip(input.shape[:1:-1], self.stride[::-1], strict=True):
             total = max((-(-size // stride) - 1) * stride + 3 - size, 0)
             padding += [total // 2, total - total // 2]
+        if padding == [1, 1, 1, 1]:
+            # The convolution pads alike on all sides itself, without a copy of the map.
+            return F.conv2d(input, self.weight, self.bias, self.stride, 1, groups=self.groups)
         return super().forward(F.pad(input, padding))
 
 
@@ -57,8 +60,8 @@ class InvertedResidual(nn.Module):
         x: Tensor,  # (B, inputs, H, W)
     ) -> Tensor:  # (B, outputs, ceil(H / stride), ceil(W / stride))
         """Apply the block."""
-        wide = x if self.expand is None else F.relu6(self.expand(x))
-        y: Tensor = self.project(F.relu6(self.depthwise(wide)))
+        wide = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y: Tensor = self.project(F.relu6(self.depthwise(wide), inplace=True))
         return x + y if self.residual else y
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from fastfss.errors import expected
 from fastfss.interactive.refinement import Refinement, RefinementName, get_refinement
 from fastfss.methods import FewShotSegmenter
 from fastfss.methods.frames import frame_mask, frame_size
+from fastfss.methods.hints import hints_of
 from fastfss.methods.prediction import Prediction
 from fastfss.result import Result
 from fastfss.task import Task
@@ -27,6 +28,8 @@ class _State:
     annotations: tuple[Annotation, ...]
     supports: tuple[Task | None, ...]
     names: tuple[str, ...]
+    # (N, H, W), the scores before this change; None before the first.
+    before: Tensor | None = field(default=None, compare=False)
 
 
 class InteractiveSession:
@@ -41,7 +44,8 @@ class InteractiveSession:
         model: in eval mode.
         image: a path, PIL image, NumPy array or tensor.
         refinement: what makes masks follow edges: "none", "guided", "grabcut", or a function.
-        unsaid: what pixels are of which nothing is said, see fastfss.annotation.annotation_mask.
+        unsaid: what pixels are of which nothing is said, see fastfss.annotation.annotation_mask; by
+            default what the method wants.
         width: diameter of a click's disk in pixels of the image; by default what the method needs,
             see FewShotSegmenter.point_width.
 
@@ -60,7 +64,7 @@ class InteractiveSession:
         image: ImageLike,
         *,
         refinement: Refinement | RefinementName = "guided",
-        unsaid: Unsaid = "border",
+        unsaid: Unsaid | None = None,
         width: float | None = None,
     ) -> None:
         self.model = model
@@ -69,7 +73,7 @@ class InteractiveSession:
         self.refinement: Refinement | None = (
             refinement if callable(refinement) else get_refinement(refinement)
         )
-        self.unsaid: Unsaid = unsaid
+        self.unsaid: Unsaid = unsaid or model.unsaid
         self.width = model.point_width(self.size) if width is None else width
         with torch.inference_mode():
             self.features = model.encode(model.prepare(self.image))
@@ -211,7 +215,10 @@ class InteractiveSession:
 
     def _go(self, state: _State) -> Result:
         """To a new state; where it cannot be segmented, everything stays as it was."""
-        before, self._state = self._state, state
+        before = self._state
+        if self.model.takes_hints and (now := self.result) is not None:
+            state = replace(state, before=torch.from_numpy(now.scores))
+        self._state = state
         kept, self._result = self._result, None
         try:
             found = self.result
@@ -254,7 +261,7 @@ class InteractiveSession:
         count = len(self._state.names)
         with torch.inference_mode():
             tasks = [self._task(place) for place in places]
-            prediction = self._prediction(tasks)
+            prediction = self._prediction(tasks, places)
             probabilities = prediction.probabilities[0].float().cpu()
             if self.refinement is not None:
                 probabilities = torch.stack(
@@ -284,8 +291,18 @@ class InteractiveSession:
             seconds=time.perf_counter() - started,
         )
 
-    def _prediction(self, tasks: Sequence[Task]) -> Prediction:
+    def _prediction(self, tasks: Sequence[Task], places: Sequence[int]) -> Prediction:
         whole, region = frame_size(*self.size, self.model.frame, self.model.size)
-        if region == whole:
-            return self.model.segment_from(self.features, tasks, output_size=self.size)
-        return self.model.segment_from(self.features, tasks).of_region(region, self.size)
+        size = self.size if region == whole else None
+        if self.model.takes_hints:
+            hints = [self._hints(place, region) for place in places]
+            found = self.model.segment_hinted(self.features, tasks, hints, size)
+        else:
+            found = self.model.segment_from(self.features, tasks, size)
+        return found if region == whole else found.of_region(region, self.size)
+
+    def _hints(self, place: int, size: tuple[int, int]) -> Tensor:
+        """What was said of an object in the image, and where it was found before."""
+        before = self._state.before
+        prior = None if before is None or len(before) <= place else before[place]
+        return hints_of(self._state.annotations[place].rasterize(self.size), size, prior)

@@ -6,6 +6,7 @@ from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
 from fastfss.methods.class_rows import ClassLogits
+from fastfss.methods.cue_fusion import CueFusion
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.fcn32s import FCN32s
@@ -20,12 +21,14 @@ from fastfss.methods.interactive import InteractiveEarly, InteractiveLate
 from fastfss.methods.latent_classes import LatentClasses, MiningConfig
 from fastfss.methods.latent_graph import GraphConfig, Unlabelled
 from fastfss.methods.mlc import MLC, MLCOutput
+from fastfss.methods.named_models import NAMED_MODELS, NamedModel
 from fastfss.methods.panet import PANet, PANetOutput
 from fastfss.methods.parts import PartConfig
 from fastfss.methods.pfenet import PFENet, PFENetOutput
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ppnet import PPNet, PPNetOutput
 from fastfss.methods.prediction import Prediction
+from fastfss.methods.propagation import LabelPropagation, PropagationConfig
 from fastfss.methods.rectification import Rectification
 from fastfss.methods.registry import create_model, list_models, model_info
 from fastfss.methods.self_support import SelfSupportConfig
@@ -36,9 +39,11 @@ __all__ = [
     "DCAMA",
     "GUIDED_NETWORKS",
     "MLC",
+    "NAMED_MODELS",
     "SSP",
     "CANet",
     "ClassLogits",
+    "CueFusion",
     "DENet",
     "FCN32s",
     "Features",
@@ -52,10 +57,12 @@ __all__ = [
     "IMROutput",
     "InteractiveEarly",
     "InteractiveLate",
+    "LabelPropagation",
     "LatentClasses",
     "MLCOutput",
     "MethodInfo",
     "MiningConfig",
+    "NamedModel",
     "PANet",
     "PANetOutput",
     "PFENet",
@@ -65,6 +72,7 @@ __all__ = [
     "PPNetOutput",
     "PartConfig",
     "Prediction",
+    "PropagationConfig",
     "PublishedNetwork",
     "PublishedScore",
     "Rectification",

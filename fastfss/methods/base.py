@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastfss.annotation import Annotation, SupportMask, annotation_mask
+from fastfss.annotation import Annotation, SupportMask, Unsaid, annotation_mask
 from fastfss.data import ImageLike, read_image, read_mask
 from fastfss.encoders import Encoder, load_encoder
 from fastfss.encoders.pointwise import use_pointwise_
@@ -54,6 +54,9 @@ class FewShotSegmenter(nn.Module):
         few_shot: whether a support may be another image than the query.
         encoder: the backbone.
         layers: the feature maps that the method reads.
+        takes_hints: whether there is `segment_hinted`.
+        unsaid: what pixels of the query are of which clicks on it say nothing, see
+            fastfss.annotation.annotation_mask.
         cheap_update: whether `support_from` runs no stage of the encoder, so that a change of the
             masks costs little.
         grid_corners: `align_corners` of the enlargement of logits from their `logits_grid`.
@@ -72,6 +75,8 @@ class FewShotSegmenter(nn.Module):
     frame: ClassVar[Frame] = "aspect"
     default_size: ClassVar[int | None] = None
     few_shot: ClassVar[bool] = True
+    takes_hints: ClassVar[bool] = False
+    unsaid: ClassVar[Unsaid] = "border"
     cheap_update: ClassVar[bool] = True
     grid_corners: ClassVar[bool] = True
 
@@ -134,6 +139,25 @@ class FewShotSegmenter(nn.Module):
             task: one task, or one a way.
             output_size: height and width of the logits; the images' by default.
         """
+
+    def segment_hinted(
+        self,
+        features: Features,
+        task: Sequence[Task],
+        hints: Sequence[Tensor],
+        output_size: tuple[int, int] | None = None,
+    ) -> Prediction:
+        """`segment_from` with what is known of the queries themselves.
+
+        Args:
+            features, output_size: as in segment_from.
+            task: one a way.
+            hints: one a way, of `hints_of`.
+
+        Raises:
+            NotImplementedError: unless `takes_hints`.
+        """
+        raise NotImplementedError(f"{self.info.title} takes no hints")
 
     def logits_grid(self, features: Features, tasks: Sequence[Task]) -> tuple[int, int] | None:
         """The grid on which `segment_from` makes its logits before it enlarges them, or None.
@@ -311,8 +335,12 @@ class FewShotSegmenter(nn.Module):
         Raises:
             OSError: if the file cannot be written.
         """
+        save_checkpoint(path, self.state_dict(), self.about())
+
+    def about(self) -> dict[str, str]:
+        """What `save` writes beside the weights."""
         about = {"format": "fastfss-model-1", "method": self.method, "encoder": self.encoder.name}
-        save_checkpoint(path, self.state_dict(), {**about, "layers": ",".join(self.layers)})
+        return {**about, "layers": ",".join(self.layers)}
 
     def own_keys(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a published checkpoint, or of one of ours, under our names.
@@ -532,6 +560,7 @@ class FewShotSegmenter(nn.Module):
             prediction.probabilities[0],
             prediction.labels[0],
             names=[one.name for one in tasks],
+            presence=None if prediction.presence is None else prediction.presence[0],
             seconds=time.perf_counter() - started,
         )
 

@@ -20,10 +20,13 @@ class Prediction:
             the tasks' foreground-minus-background margins. Either way the argmax is the task with
             the largest margin, or background where none is positive.
         margins: (B, N, H, W): foreground minus background logit of each task.
+        presence: (B, N), the probability that the task's class is in the query at all; None from
+            methods that do not say.
     """
 
     logits: Tensor
     margins: Tensor
+    presence: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -49,12 +52,12 @@ class Prediction:
             part = maps[..., : region[0], : region[1]]
             return F.interpolate(part, size, mode="bilinear", align_corners=False)
 
-        return Prediction(restored(self.logits), restored(self.margins))
+        return Prediction(restored(self.logits), restored(self.margins), self.presence)
 
     @staticmethod
-    def from_pairs(pairs: Sequence[Tensor]) -> Prediction:
+    def from_pairs(pairs: Sequence[Tensor], presence: Tensor | None = None) -> Prediction:
         """One task a pair of logits (B, 2, H, W), background and foreground, each for itself."""
         if len(pairs) == 1:
-            return Prediction(pairs[0], pairs[0][:, 1:] - pairs[0][:, :1])
+            return Prediction(pairs[0], pairs[0][:, 1:] - pairs[0][:, :1], presence)
         margins = torch.stack([pair[:, 1] - pair[:, 0] for pair in pairs], dim=1)
-        return Prediction(F.pad(margins, (0, 0, 0, 0, 1, 0)), margins)
+        return Prediction(F.pad(margins, (0, 0, 0, 0, 1, 0)), margins, presence)

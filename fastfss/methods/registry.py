@@ -12,6 +12,7 @@ from fastfss.errors import expected, expected_kind
 from fastfss.methods.amp import AMP
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.canet import CANet
+from fastfss.methods.cue_fusion import CueFusion
 from fastfss.methods.dcama import DCAMA
 from fastfss.methods.denet import DENet
 from fastfss.methods.fcn32s import FCN32s
@@ -23,16 +24,19 @@ from fastfss.methods.imr_hsnet import IMRHSNet
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.interactive import InteractiveEarly, InteractiveLate
 from fastfss.methods.mlc import MLC
+from fastfss.methods.named_models import NAMED_MODELS, NamedModel
 from fastfss.methods.panet import PANet
 from fastfss.methods.pfenet import PFENet
 from fastfss.methods.pgnet import PGNet
 from fastfss.methods.ppnet import PPNet
+from fastfss.methods.propagation import LabelPropagation
 from fastfss.methods.ssp import SSP
 from fastfss.weights import read_checkpoint
 
 _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     AMP,
     CANet,
+    CueFusion,
     DCAMA,
     DENet,
     FCN32s,
@@ -42,6 +46,7 @@ _CLASSES: tuple[type[FewShotSegmenter], ...] = (
     IMRHSNet,
     InteractiveEarly,
     InteractiveLate,
+    LabelPropagation,
     MLC,
     PANet,
     PFENet,
@@ -84,8 +89,10 @@ def create_model(
     """Make a method, ready to fit and predict.
 
     Args:
-        method: one of list_models(), for example "ssp", or the published name of a guided network,
-            such as "cofeat-late", whose encoder and options then are the defaults.
+        method: "default" or "default-video", the package's own models, whose weights come with it;
+            "default-large", DINOv2 by timm; or one of list_models(), for example "ssp", or the
+            published name of a guided network, such as "cofeat-late", whose encoder and options
+            then are the defaults.
         encoder: one of fastfss.encoders.list_encoders(), or an Encoder; the first of the published
             ones by default.
         weights: a published checkpoint of the method, a file of `save`, or an encoder file (.pth or
@@ -107,6 +114,8 @@ def create_model(
         network = GUIDED_NETWORKS[method]
         method, encoder = network.method, encoder or network.encoder
         options = {**network.options, **options}
+    if method in NAMED_MODELS:
+        return _named(NAMED_MODELS[method], encoder, weights, layers, size, options)
     kind = _class_of(method)
     known = set(inspect.signature(kind).parameters) - {"encoder", "layers", "size"}
     if unknown := sorted(options.keys() - known):
@@ -135,9 +144,44 @@ def create_model(
     return model.eval()
 
 
+def _named(
+    named: NamedModel,
+    encoder: str | Encoder | None,
+    weights: str | Path | None,
+    layers: Sequence[str] | None,
+    size: int | None,
+    options: dict[str, Any],
+) -> FewShotSegmenter:
+    if encoder is not None:
+        wanted = f"None, since {named.encoder} belongs to the model"
+        raise expected("encoder", wanted, encoder if isinstance(encoder, str) else encoder.name)
+    source = weights or named.weights
+    ready: str | Encoder = named.encoder
+    if named.packaged is None:
+        ready = create_encoder(named.encoder, weights=source, **named.encoder_options)
+    elif weights is None and not METHODS[named.method].head_keys:
+        tensors = read_checkpoint(source)
+        inside = {key: one for key, one in tensors.items() if key.startswith("encoder.")}
+        ready = load_encoder(create_encoder(named.encoder), inside, str(source))
+    model = create_model(
+        named.method,
+        encoder=ready,
+        weights=source if isinstance(ready, str) else None,
+        layers=layers or named.layers,
+        size=size or named.size,
+        **{**named.options, **options},
+    )
+    model.weights_origin = str(source)
+    return model
+
+
 def _class_of(method: str) -> type[FewShotSegmenter]:
+    if method in NAMED_MODELS:
+        method = NAMED_MODELS[method].method
     if method in GUIDED_NETWORKS:
         method = GUIDED_NETWORKS[method].method
     if method not in METHODS:
-        raise expected("method", f"one of {', '.join(list_models(every=True))}", repr(method))
+        raise expected(
+            "method", f"one of {', '.join([*NAMED_MODELS, *list_models(every=True)])}", repr(method)
+        )
     return METHODS[method]

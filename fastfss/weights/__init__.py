@@ -14,6 +14,7 @@ from fastfss.weights.keys import (
     deep_stem_keys,
 )
 from fastfss.weights.loading import load_into
+from fastfss.weights.packaged import packaged_weights
 
 __all__ = [
     "ENCODER_KEYS",
@@ -25,6 +26,7 @@ __all__ = [
     "convert_keys",
     "deep_stem_keys",
     "load_into",
+    "packaged_weights",
     "read_checkpoint",
     "read_metadata",
     "save_checkpoint",

@@ -1,0 +1,1 @@
+"""How the package's own weights are made: `python -m fastfss.training.default_weights --help`."""
