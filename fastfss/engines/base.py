@@ -27,6 +27,7 @@ from fastfss.result import Result
 from fastfss.task import Task
 from fastfss.text import Label
 
+LOGITS, PRESENCE = "logits", "presence"  # outputs of the match graph
 _REMEMBERED = 200  # calls of each graph whose times `stats` tells of
 
 
@@ -128,8 +129,8 @@ class Engine(ABC):
         """The maps, by name, of images that fit the manifest."""
 
     @abstractmethod
-    def _match(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The logits of what `match_inputs` gives."""
+    def _match(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the match graph gives, by name, of what `match_inputs` does."""
 
     # ---- The two graphs
 
@@ -169,11 +170,18 @@ class Engine(ABC):
         Raises:
             ValueError: tasks of another method, number or shape, or maps that do not fit.
         """
+        return self.match_outputs(features, tasks)[LOGITS]
+
+    def match_outputs(self, features: Features, tasks: Task | Sequence[Task]) -> dict[str, Tensor]:
+        """All that the match graph gives: "logits", and of some methods "presence" (1, N).
+
+        Args, Raises: as in match.
+        """
         inputs = self.match_inputs(features, tasks)
         started = time.perf_counter()
-        logits = self._match(inputs)
+        found = self._match(inputs)
         self._timed(1, started)
-        return logits
+        return found
 
     def match_inputs(self, features: Features, tasks: Task | Sequence[Task]) -> dict[str, Tensor]:
         """Maps and tasks' tensors by name, checked, on the engine's device.
@@ -210,8 +218,8 @@ class Engine(ABC):
         output_size: tuple[int, int] | None = None,
     ) -> Prediction:
         """Segment an encoded image; see `FewShotSegmenter.segment_from`."""
-        logits = self.match(features, task)
-        return self.prediction(logits, features.size, output_size or features.size)
+        found = self.match_outputs(features, task)
+        return self.prediction(found, features.size, output_size or features.size)
 
     def segment(
         self, query: Tensor, task: Task | Sequence[Task], output_size: tuple[int, int] | None = None
@@ -220,14 +228,16 @@ class Engine(ABC):
         return self.segment_from(self.encode(query), task, output_size)
 
     def prediction(
-        self, logits: Tensor, image: tuple[int, int], size: tuple[int, int]
+        self, found: Mapping[str, Tensor], image: tuple[int, int], size: tuple[int, int]
     ) -> Prediction:
-        """What the match graph's logits of an encoded image say at a size."""
+        """What the match graph's outputs of an encoded image say at a size."""
         output = self.manifest.output
-        logits = output.enlarged(logits, image, size)
+        logits = output.enlarged(found[LOGITS], image, size)
         if output.margins == "largest other":
-            return prediction_of(logits)
-        return Prediction(logits, logits[:, 1:] - logits[:, :1])
+            margins = prediction_of(logits).margins
+        else:
+            margins = logits[:, 1:] - logits[:, :1]
+        return Prediction(logits, margins, found.get(PRESENCE))
 
     # ---- One's own images
 
@@ -264,6 +274,7 @@ class Engine(ABC):
             prediction.probabilities[0],
             prediction.labels[0],
             names=[one.name for one in tasks],
+            presence=None if prediction.presence is None else prediction.presence[0],
             seconds=time.perf_counter() - started,
         )
 

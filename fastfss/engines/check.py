@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastfss.engines.base import model_of, task_input
+from fastfss.engines.base import LOGITS, model_of, task_input
 from fastfss.engines.examples import LOW_DTYPES, Example, ExportSettings, example_of
+from fastfss.engines.graphs import outputs_of
 from fastfss.engines.manifest import Check, EngineError, Manifest
 from fastfss.engines.onnx_runtime import run, session
 from fastfss.methods import FewShotSegmenter
@@ -49,12 +50,13 @@ def self_check(
         encoded = max(encoded, maps_error(maps, example.features.maps))
         if manifest.precision in LOW_DTYPES:
             bound = max(bound, 2 * _eager_error(model, example, manifest))
-        wanted = _logits(model, example)
+        outputs = expected_outputs(model, example)
+        wanted = outputs[LOGITS].argmax(1)
         on_own_maps = _matched(match, manifest, example, dict(example.features.maps))
-        errors.append(relative_error(on_own_maps, wanted))
-        labels = _matched(match, manifest, example, maps).argmax(1)
-        foreground += 100 * (wanted.argmax(1) > 0).float().mean().item() / _EXAMPLES
-        alike = (labels == wanted.argmax(1)).float().mean().item()
+        errors.append(outputs_error(on_own_maps, outputs))
+        labels = _matched(match, manifest, example, maps)[LOGITS].argmax(1)
+        foreground += 100 * (wanted > 0).float().mean().item() / _EXAMPLES
+        alike = (labels == wanted).float().mean().item()
         agreement = min(agreement, 100 * alike)
     matched = statistics.median(errors)
     check = Check(encoded, matched, agreement, _EXAMPLES, round(foreground, 3))
@@ -77,8 +79,8 @@ def _check_rebuilt(model: FewShotSegmenter, rebuilt: FewShotSegmenter, example: 
     Raises:
         EngineError: it is another: options that were not told.
     """
-    wanted = _logits(model, example)
-    if relative_error(_logits(rebuilt, example), wanted) > TOLERANCE:
+    wanted = expected_outputs(model, example)
+    if outputs_error(expected_outputs(rebuilt, example), wanted) > TOLERANCE:
         raise EngineError(
             "options: expected all that the model was made with, but a model made with "
             "the same weights and the given options segments otherwise"
@@ -102,17 +104,26 @@ def _runnable(path: Path, manifest: Manifest) -> Path | bytes:
     return imitated(path)
 
 
-def _matched(session: Any, manifest: Manifest, example: Example, maps: dict[str, Tensor]) -> Tensor:
+def _matched(
+    session: Any, manifest: Manifest, example: Example, maps: dict[str, Tensor]
+) -> dict[str, Tensor]:
     ways = enumerate(example.tasks, start=1)
     held = {task_input(way, k): t for way, one in ways for k, t in one.tensors.items()}
-    return run(session, manifest.match, {**maps, **held})["logits"]
+    return run(session, manifest.match, {**maps, **held})
 
 
-def _logits(model: FewShotSegmenter, example: Example) -> Tensor:
-    """Eager float32, on the grid of the match graph's."""
+def expected_outputs(model: FewShotSegmenter, example: Example) -> dict[str, Tensor]:
+    """The match graph's outputs by eager float32."""
     with torch.no_grad():
-        logits = model.grid_logits(example.features, example.tasks)
-        return example.prediction.logits if logits is None else logits
+        found = model.grid_prediction(example.features, example.tasks)
+        return outputs_of(found or model.segment_from(example.features, example.tasks))
+
+
+def outputs_error(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    """Of the match graph's outputs the largest `relative_error`; infinite if one is missing."""
+    if found.keys() != wanted.keys():
+        return float("inf")
+    return max(relative_error(found[name], one) for name, one in wanted.items())
 
 
 def _eager_error(model: FewShotSegmenter, example: Example, manifest: Manifest) -> float:

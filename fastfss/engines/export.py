@@ -33,7 +33,7 @@ from fastfss.engines.examples import (
     sized,
 )
 from fastfss.engines.folding import folded
-from fastfss.engines.graphs import EncodeGraph, MatchGraph, graphs_of
+from fastfss.engines.graphs import EncodeGraph, MatchGraph, graphs_of, outputs_of
 from fastfss.engines.manifest import (
     ENCODE,
     MANIFEST,
@@ -143,7 +143,8 @@ def _write(
     inputs = [*example.features.maps.values(), *of_tasks]
     free = {2: "height", 3: "width"} if settings.dynamic else {}
     encode_model = to_onnx(encode, [example.images], ["images"], names, {"images": free})
-    match_model = to_onnx(match, inputs, match.input_names, ["logits"], dict.fromkeys(names, free))
+    outputs = list(outputs_of(example.prediction))
+    match_model = to_onnx(match, inputs, match.input_names, outputs, dict.fromkeys(names, free))
     if settings.precision == "int8":
         from fastfss.engines.quantization import quantized
 

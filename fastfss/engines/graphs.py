@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fastfss.engines.base import task_input
+from fastfss.engines.base import LOGITS, PRESENCE, task_input
 from fastfss.engines.manifest import Manifest
-from fastfss.methods import Features, FewShotSegmenter
+from fastfss.methods import Features, FewShotSegmenter, Prediction
 from fastfss.task import Task
 
 
@@ -33,7 +33,7 @@ class EncodeGraph(nn.Module):
 
 
 class MatchGraph(nn.Module):
-    """Maps and each way's tensors -> logits (1, N + 1, h, w).
+    """Maps and each way's tensors -> logits (1, N + 1, h, w), and presence (1, N) if it is said.
 
     Args:
         model: for inference, float32.
@@ -70,7 +70,7 @@ class MatchGraph(nn.Module):
         of_tasks = [task_input(way, name) for way in ways for name in self.tensor_names]
         return [*self.map_names, *of_tasks]
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Match."""
         count = len(self.map_names)
         features = Features(dict(zip(self.map_names, inputs, strict=False)), self.size)
@@ -82,8 +82,14 @@ class MatchGraph(nn.Module):
             )
             for start in range(count, len(inputs), each)
         ]
-        logits = self.model.grid_logits(features, tasks) if self.on_grid else None
-        return self.model.segment_from(features, tasks).logits if logits is None else logits
+        found = self.model.grid_prediction(features, tasks) if self.on_grid else None
+        return tuple(outputs_of(found or self.model.segment_from(features, tasks)).values())
+
+
+def outputs_of(prediction: Prediction) -> dict[str, Tensor]:
+    """What the match graph gives of a prediction, by name."""
+    logits = {LOGITS: prediction.logits}
+    return logits if prediction.presence is None else {**logits, PRESENCE: prediction.presence}
 
 
 def graphs_of(model: FewShotSegmenter, manifest: Manifest) -> tuple[EncodeGraph, MatchGraph]:

@@ -45,9 +45,10 @@ class EagerEngine(Engine):
         return dict(zip(self._encode_graph.names, maps, strict=True))
 
     @torch.no_grad()
-    def _match(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = self._run_match(*(inputs[n] for n in self._match_graph.input_names))
-        return logits
+    def _match(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = self._run_match(*(inputs[n] for n in self._match_graph.input_names))
+        names = [one.name for one in self.manifest.match.outputs]
+        return dict(zip(names, found, strict=True))
 
 
 class CompiledEngine(EagerEngine):

@@ -73,5 +73,5 @@ class MeanwhileEngine(Engine):
     def _encode(self, images: Tensor) -> dict[str, Tensor]:
         return self._used._encode(images)
 
-    def _match(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _match(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self._used._match(inputs)

@@ -44,5 +44,5 @@ class MixedEngine(Engine):
     def _encode(self, images: Tensor) -> dict[str, Tensor]:
         return self._encoder._encode(images)
 
-    def _match(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _match(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self._matcher._match(inputs)

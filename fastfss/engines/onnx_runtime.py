@@ -39,9 +39,8 @@ class OnnxRuntimeEngine(Engine):
         spec = self.manifest.encode
         return run(self._sessions[0], spec, {spec.inputs[0].name: images})
 
-    def _match(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        spec = self.manifest.match
-        return run(self._sessions[1], spec, inputs)[spec.outputs[0].name]
+    def _match(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return run(self._sessions[1], self.manifest.match, inputs)
 
 
 def session(graph: Path | bytes) -> Any:

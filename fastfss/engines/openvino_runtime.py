@@ -47,9 +47,8 @@ class OpenVinoEngine(Engine):
         spec = self.manifest.encode
         return _run(self._requests[0], spec, {spec.inputs[0].name: images})
 
-    def _match(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        spec = self.manifest.match
-        return _run(self._requests[1], spec, inputs)[spec.outputs[0].name]
+    def _match(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return _run(self._requests[1], self.manifest.match, inputs)
 
 
 def _compiled(core: Any, path: Path, precision: str) -> Any:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from fastfss.engines.base import Engine, model_of
-from fastfss.engines.check import label_iou, maps_error, relative_error
+from fastfss.engines.base import LOGITS, Engine, model_of
+from fastfss.engines.check import expected_outputs, label_iou, maps_error, outputs_error
 from fastfss.engines.examples import Example, ExportSettings, example_of
 from fastfss.engines.loading import BACKENDS, backend_class, load
 from fastfss.engines.manifest import EngineError, Manifest, Precision
@@ -163,16 +163,16 @@ def _verified(
     for one in examples:
         size = one.features.size
         wanted = model.segment_from(one.features, one.tasks, size)
-        exact = model.grid_logits(one.features, one.tasks)
-        exact = wanted.logits if exact is None else exact
+        exact = expected_outputs(model, one)
         features = engine.encode(one.images)
         maps = {name: tensor.float().cpu() for name, tensor in features.maps.items()}
         encode = max(encode, maps_error(maps, one.features.maps))
-        logits = engine.match(one.features, one.tasks).cpu()
-        errors.append(relative_error(logits, exact))
+        outputs = {k: t.cpu() for k, t in engine.match_outputs(one.features, one.tasks).items()}
+        errors.append(outputs_error(outputs, exact))
         found = engine.segment_from(features, one.tasks, size).labels.cpu()
         iou = min(iou, label_iou(found, wanted.labels))
-        finite = finite and bool(logits.isfinite().all() | (not exact.isfinite().all()))
+        logits = outputs[LOGITS]
+        finite = finite and bool(logits.isfinite().all() | (not exact[LOGITS].isfinite().all()))
     first = examples[0]
     for _ in range(rounds):
         engine.match(engine.encode(first.images), first.tasks)

@@ -171,10 +171,10 @@ class FewShotSegmenter(nn.Module):
         """
         return None
 
-    def grid_logits(self, features: Features, tasks: Sequence[Task]) -> Tensor | None:
-        """The logits (B, N + 1, h, w) on their `logits_grid`; None without one."""
+    def grid_prediction(self, features: Features, tasks: Sequence[Task]) -> Prediction | None:
+        """The prediction on the `logits_grid`, before it is enlarged; None without one."""
         grid = self.logits_grid(features, tasks)
-        return None if grid is None else self.segment_from(features, tasks, grid).logits
+        return None if grid is None else self.segment_from(features, tasks, grid)
 
     def fit_from(self, features: Sequence[Features], masks: Images) -> Task:
         """`support_from` as `fit` does it, without a trace in the model.

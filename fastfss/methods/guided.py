@@ -288,22 +288,22 @@ class GuidedLate(GuidedSegmenter):
     def logits_grid(self, features: Features, tasks: Sequence[Task]) -> tuple[int, int] | None:
         """That of the scores, which `Grid.decode` enlarges; None where absent ways have no score.
 
-        See FewShotSegmenter.logits_grid; only `grid_logits` gives the scores as they are.
+        See FewShotSegmenter.logits_grid; only `grid_prediction` gives the scores as they are.
         """
         if self.shared and not self.empty_competes:
             return None
         height, width = map_of(features, "query").shape[-2:]
         return height, width
 
-    def grid_logits(self, features: Features, tasks: Sequence[Task]) -> Tensor | None:
-        """The scores as they are; see FewShotSegmenter.grid_logits."""
+    def grid_prediction(self, features: Features, tasks: Sequence[Task]) -> Prediction | None:
+        """The scores as they are; see FewShotSegmenter.grid_prediction."""
         if self.logits_grid(features, tasks) is None:
             return None
         of_query = map_of(features, "query")
         if not self.shared:
-            return Prediction.from_pairs(self.pair_scores(of_query, tasks)).logits
+            return Prediction.from_pairs(self.pair_scores(of_query, tasks))
         guidance, _ = self.value_guidance(tasks, of_query.dtype)
-        return self.value_scores(of_query, guidance)
+        return prediction_of(self.value_scores(of_query, guidance))
 
     def value_guidance(
         self, tasks: Sequence[Task], dtype: torch.dtype

@@ -107,8 +107,8 @@ class TensorRTEngine(Engine):
     def _encode(self, images: Tensor) -> dict[str, Tensor]:
         return self._runners[0]({self.manifest.encode.inputs[0].name: images})
 
-    def _match(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return self._runners[1](inputs)[self.manifest.match.outputs[0].name]
+    def _match(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._runners[1](inputs)
 
     # ---- Plans
 
