@@ -46,7 +46,7 @@ def verify_command(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Which to export, where no DIR is given; repeatable. Else the six main."),
+        typer.Option(help="Which to export, without a DIR; repeatable. Else the main ones."),
     ] = None,
     precision: Annotated[
         list[str] | None,

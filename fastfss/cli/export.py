@@ -8,19 +8,23 @@ from typing import Annotated
 import typer
 
 from fastfss.cli.options import DebugOption
-from fastfss.cli.predict import method_options
+from fastfss.cli.predict import chosen_method, method_options
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
 from fastfss.engines.manifest import PRECISIONS, Precision
 from fastfss.errors import import_extra
 from fastfss.methods import create_model
+from fastfss.methods.named_models import NAMED_MODELS
 
 _CALIBRATION = 64  # images at most: more change the ranges little, and each is encoded
 
 
 def export(
     out: Annotated[Path, typer.Option(help="The engine's folder.")],
-    method: Annotated[str, typer.Option(help="The segmentation method.")] = "ssp",
+    method: Annotated[
+        str | None,
+        typer.Option(help="The segmentation method; else default, or ssp with --backbone."),
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="The encoder; else the method's first published one.")
     ] = None,
@@ -85,7 +89,10 @@ def export(
     from fastfss.engines.examples import ExportSettings
     from fastfss.engines.export import export_engine
 
+    method = method or chosen_method(backbone, weights)
     options = method_options(option or [], None)
+    # Those of a name are told too: the folder's engines are made of the method and its options.
+    named = NAMED_MODELS[method].options if method in NAMED_MODELS else {}
     model = create_model(
         method,
         encoder=backbone,
@@ -94,8 +101,9 @@ def export(
         size=None,
         **options,
     )
-    sides = image_size(size, model.default_size)
-    settings = ExportSettings(sides, shots, ways, dynamic, precision_of(precision), options=options)
+    own = model.size if isinstance(model.size, int) else model.default_size
+    sides, told = image_size(size, own), {**named, **options}
+    settings = ExportSettings(sides, shots, ways, dynamic, precision_of(precision), options=told)
     manifest = export_engine(
         model,
         out,

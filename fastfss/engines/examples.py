@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.data import ImageLike, read_image
-from fastfss.engines.manifest import PRECISIONS, Precision
+from fastfss.engines.manifest import PRECISIONS, Option, Precision
 from fastfss.errors import expected
 from fastfss.methods import Features, FewShotSegmenter, Prediction
 from fastfss.methods.frames import frame_image
@@ -38,7 +38,7 @@ class ExportSettings:
     ways: int = 1
     dynamic: bool = False
     precision: Precision = "fp32"
-    options: Mapping[str, bool | int | float | str] | None = None
+    options: Mapping[str, Option] | None = None
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:

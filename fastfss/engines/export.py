@@ -155,11 +155,13 @@ def _write(
         for file, graph in ((ENCODE, encode_model), (MATCH, match_model))
     ]
     model.save(folder / WEIGHTS)
+    told = settings.options or {}
     size: tuple[Side, Side] = ("height", "width") if settings.dynamic else settings.size
     return Manifest(
         method=model.method,
         settings=model.settings(),
-        options=dict(settings.options or {}),
+        # As JSON will have them.
+        options={k: list(v) if isinstance(v, tuple) else v for k, v in told.items()},
         encode=graphs[0],
         match=graphs[1],
         shots=settings.shots,

@@ -31,6 +31,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # A side of an image or map: pixels or positions, or a name where it is free ("height").
 Side = int | str
+Option = bool | int | float | str | Sequence[float]
 Margins = Literal["background", "largest other"]
 
 
@@ -224,7 +225,7 @@ class Manifest:
 
     method: str
     settings: Mapping[str, str]
-    options: Mapping[str, bool | int | float | str]
+    options: Mapping[str, Option]
     encode: GraphSpec
     match: GraphSpec
     shots: int

@@ -15,11 +15,12 @@ from fastfss.engines.examples import Example, ExportSettings, example_of
 from fastfss.engines.loading import BACKENDS, backend_class, load
 from fastfss.engines.manifest import EngineError, Manifest, Precision
 from fastfss.methods import FewShotSegmenter, create_model
+from fastfss.methods.named_models import NAMED_MODELS
 
 # What a float32 engine may differ by: relative to the largest logit, and in the mask's IoU.
 MOST_ERROR, LEAST_IOU = 1e-4, 0.999
 # Methods that every engine is to run, and the size of those that publish none.
-METHODS = ("ssp", "panet", "pfenet", "hsnet", "dcama", "guided-late")
+METHODS = ("default", "ssp", "panet", "pfenet", "hsnet", "dcama", "guided-late")
 _USUAL_SIZE = 473
 
 
@@ -118,7 +119,7 @@ def verify_method(
     device: str = "cpu",
     backends: list[str] | None = None,
 ) -> list[Verification]:
-    """Export a method with random weights, and run backends on it.
+    """Export a method with random weights, or the package's own, and run backends on it.
 
     Args:
         method: its name; its first published encoder is taken.
@@ -134,8 +135,9 @@ def verify_method(
 
     torch.manual_seed(0)
     model = create_model(method)
-    side = model.default_size or _USUAL_SIZE
-    settings = ExportSettings(size or (side, side), precision=precision)
+    side = (model.size if isinstance(model.size, int) else model.default_size) or _USUAL_SIZE
+    options = NAMED_MODELS[method].options if method in NAMED_MODELS else {}
+    settings = ExportSettings(size or (side, side), precision=precision, options=options)
     export_engine(model, folder, settings, report=lambda _: None)
     return verify(folder, device=device, backends=backends)
 

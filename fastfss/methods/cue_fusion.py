@@ -174,9 +174,12 @@ class CueFusion(FewShotSegmenter):
         return Task(self.method, tensors)
 
     def _positions(self, stride: float) -> int:
-        """How many positions an image of `size` has at most."""
-        height, width = self.size if isinstance(self.size, tuple) else (self.size or 0,) * 2
-        return math.ceil(height / stride) * math.ceil(width / stride)
+        """How many positions an image of `size` has at most; of two sides the longer counts twice.
+
+        So an engine of 360 x 480 pixels takes the tasks of a model whose longer side is 480.
+        """
+        side = max(self.size) if isinstance(self.size, tuple) else self.size or 0
+        return math.ceil(side / stride) ** 2
 
     def segment_from(
         self,
