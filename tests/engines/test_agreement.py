@@ -7,16 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastfss import Task, engines
+from fastfss import Task, create_model, engines
 from fastfss.engines.check import label_iou, relative_error
+from fastfss.engines.examples import ExportSettings
+from fastfss.engines.export import export_engine
+from fastfss.methods.named_models import NAMED_MODELS
 from tests.engines.conftest import Exported
 from tests.engines.small import (
+    SHOTS,
     SMALL,
     annotated,
     assert_same_mask,
     fitted,
     model,
     photographs,
+    supports,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*random weights.*:UserWarning")
@@ -118,6 +123,26 @@ def test_a_dynamic_engine_takes_any_size(exported: Exported) -> None:
             assert relative_error(found.logits, wanted.logits) < 1e-4
     with pytest.raises(NotImplementedError, match="one size"):
         engines.load(folder, "cuda-graph", device="cuda")
+
+
+@pytest.mark.slow
+def test_the_default_model_with_its_own_weights(tmp_path: Path) -> None:
+    network = create_model("default", size=160)
+    task = network.fit(supports(), name="ellipse")  # by a model of another shape of image
+    options = NAMED_MODELS["default"].options
+    settings = ExportSettings((128, 160), shots=SHOTS, options=options)
+    export_engine(network, tmp_path / "engine", settings, report=lambda _: None)
+    eager = engines.load(tmp_path / "engine", "eager")
+    assert eager.manifest.check.match < 1e-4
+    for backend in CPU:
+        needs(backend)
+        engine = engines.load(tmp_path / "engine", backend)
+        for photo in photographs():
+            wanted = eager.model.predict(photo, task)
+            assert 0.02 < wanted.labels.mean() < 0.98
+            found = engine.predict(photo, task)
+            assert_same_mask(found, wanted)
+            assert found.presence == pytest.approx(wanted.presence, abs=1e-4)
 
 
 @pytest.mark.slow
