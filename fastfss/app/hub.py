@@ -97,12 +97,20 @@ class Hub:
     Args:
         settings: of the server.
         make_model: gives the model, once, when the first session needs it.
+        make_click_model: likewise what answers clicks, see VideoSession.
     """
 
-    def __init__(self, settings: Settings, make_model: Callable[[], FewShotSegmenter]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        make_model: Callable[[], FewShotSegmenter],
+        make_click_model: Callable[[], FewShotSegmenter | None] = lambda: None,
+    ) -> None:
         self.settings = settings
         self._make_model = make_model
+        self._make_click_model = make_click_model
         self._model: FewShotSegmenter | None = None
+        self._click_model: FewShotSegmenter | None = None
         self._model_lock = Lock()
         self._lock = RLock()
         self._entries: dict[str, _Entry] = {}
@@ -116,6 +124,7 @@ class Hub:
         """The model of all sessions."""
         with self._model_lock:
             if self._model is None:
+                self._click_model = self._make_click_model()
                 self._model = self._make_model()
             return self._model
 
@@ -232,6 +241,7 @@ class Hub:
         session = fastfss.video.open(
             self._frames(name, source),
             self.model(),
+            click_model=self._click_model,
             size=settings.size,
             cache_bytes=settings.cache_bytes,
             limits=settings.limits.video,
