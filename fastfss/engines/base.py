@@ -110,6 +110,14 @@ class Engine(ABC):
     def why_not(cls, manifest: Manifest, device: torch.device) -> str | None:
         """The reason why this backend cannot serve a folder on a device, or None."""
 
+    @classmethod
+    def slow_start(cls, folder: Path, manifest: Manifest, device: torch.device) -> str | None:
+        """Why the first load or call takes minutes, or None; asked where `why_not` has no reason.
+
+        "auto" does not try an engine that does.
+        """
+        return None
+
     @abstractmethod
     def _encode(self, images: Tensor) -> dict[str, Tensor]:
         """The maps, by name, of images that fit the manifest."""
