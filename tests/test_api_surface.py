@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fastfss
-import fastfss.app
 import fastfss.data
 import fastfss.data.augment
 import fastfss.encoders
@@ -56,9 +55,6 @@ PUBLIC = {
     fastfss.text: """
         ClipTower Label LabelNotFoundError TextLabels activation_maps decode encode label_names
         load_clip load_tower tokenize tower_of
-    """,
-    fastfss.app: """
-        AppSettings create_app
     """,
     fastfss.video: """
         Event FrameResult Limits LiveSource MemoryConfig VideoSession keep_freed_memory open
