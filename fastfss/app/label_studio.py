@@ -201,8 +201,7 @@ class LabelStudio:
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """None: a redirect is an error."""
-        return None
+        """None of them: a redirect is an error."""
 
 
 _OPENER = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
@@ -279,11 +278,7 @@ def _with_mark(said: Annotation, mark: _Mark, width: int, height: int) -> Annota
 
 
 def _masks(session: VideoSession, said: Annotation) -> tuple[npt.NDArray[np.bool_], float]:
-    number = session.add_object()
-    try:
-        result = session.annotate(0, number, said)
-        return result.mask(number), round(result.confidence[number], 4)
-    finally:
-        # Each request says everything anew.
-        while session.can_undo:
-            session.undo()
+    number = next(iter(session.objects), None) or session.add_object()
+    result = session.annotate(0, number, said)
+    session.undo()  # each request says everything anew
+    return result.mask(number), round(result.confidence[number], 4)

@@ -42,7 +42,7 @@ def load_coco(session: VideoSession, path: str | Path) -> list[int]:
     path = Path(path)
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise expected(f"'{path}'", "JSON", str(error)) from None
     try:
         names, masks = _masks_of(session, plain)

@@ -33,8 +33,8 @@ def export(session: VideoSession, path: Path, format: ExportFormat) -> Path:
         session: a session; frames without masks are left out.
         path: a folder, for "davis" (a palette PNG a frame), "binary" (a black and white PNG an
             object and frame) and "cutout" (PNGs with alpha, an object and frame each); a file, for
-            "overlay" (.mp4), "coco" (.json, each frame an image), "ytvis" (.json, YouTube-VIS), "cvat"
-            (.xml, CVAT for images 1.1) and "csv" (areas and boxes).
+            "overlay" (.mp4), "coco" (.json, each frame an image), "ytvis" (.json, YouTube-VIS),
+            "cvat" (.xml, CVAT for images 1.1) and "csv" (areas and boxes).
         format: one of these.
 
     Returns:

@@ -206,7 +206,9 @@ def test_frames_are_jpegs_of_the_frame(client):
         )
 
 
-@pytest.mark.parametrize("format", ["davis", "binary", "cutout", "coco", "ytvis", "csv", "overlay"])
+@pytest.mark.parametrize(
+    "format", ["davis", "binary", "cutout", "coco", "ytvis", "cvat", "csv", "overlay"]
+)
 def test_exports_download(client, format):
     session = opened(client)
     assert client.get(f"/api/sessions/{session}/export/{format}").status_code == 400
@@ -226,6 +228,8 @@ def test_exports_download(client, format):
             assert archive.namelist() == ["1/1.png"]
     elif format in ("coco", "ytvis"):
         assert json.loads(answer.content)["annotations"]
+    elif format == "cvat":
+        assert b"<mask" in answer.content
     elif format == "csv":
         assert b"square" in answer.content
     else:
@@ -316,3 +320,36 @@ def test_idle_server_prepares_the_frame_that_is_shown(client):
         while 3 not in worker.session.tracker.cache and time.monotonic() < end:
             time.sleep(0.02)
         assert 3 in worker.session.tracker.cache
+
+
+@pytest.mark.parametrize("format", ["coco", "ytvis", "cvat", "davis"])
+def test_exported_masks_come_back_in_another_session(client, format):
+    with page(client, opened(client)) as one:
+        for number in (1, 2):
+            one.ask("object.add")
+            one.ask("mask", frame=1, object=number, runs=runs_of(MASKS[1] == number))
+        session = client.get("/api/sources").json()["sessions"][0]["id"]
+        data = client.get(f"/api/sessions/{session}/export/{format}").content
+    name = {"cvat": "a.xml", "davis": "a.PNG"}.get(format, "a.json")
+    if format == "davis":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            data = archive.read("1.png")
+    other = opened(client)
+    with page(client, other) as one:
+        path = f"/api/sessions/{other}/annotations"
+        answer = client.put(path, params={"name": name, "frame": 1}, content=data)
+        assert answer.json() == {"frames": [1]}, answer.text
+        state = told(one, "state")
+        assert len(state["objects"]) == 2 and state["prompted"] == [[1, 1], [1, 2]]
+        assert (one.labels(1) == MASKS[1]).all()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.json", "a.xml", "a.py", "../a", ""])
+def test_broken_annotation_files_change_nothing(client, name):
+    session = opened(client)
+    path = f"/api/sessions/{session}/annotations"
+    for data in (b"", b"{}", b"<annotations/>", b"\x89PNG", b"[" * 10_000):
+        answer = client.put(path, params={"name": name}, content=data)
+        assert answer.status_code == 400 and answer.json()["message"]
+    with page(client, session) as one:
+        assert not one.state["objects"] and not one.state["can_undo"]
