@@ -57,7 +57,8 @@ PUBLIC = {
         load_clip load_tower tokenize tower_of
     """,
     fastfss.video: """
-        Event FrameResult Limits LiveSource MemoryConfig VideoSession open read_stream
+        Event FrameResult Limits LiveSource MemoryConfig VideoSession keep_freed_memory open
+        read_stream
     """,
     fastfss.data.augment: """
         CenterCrop Compose HorizontalFlip JointTransform LongSide RandomArea RandomCrop

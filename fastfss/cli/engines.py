@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from contextlib import suppress
 from dataclasses import asdict
+from importlib import metadata
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
 
+from fastfss.atomic import check_writable, write_text_atomically
+from fastfss.cli.export import image_size, precision_of
 from fastfss.cli.options import DebugOption
+from fastfss.engines.choice import LIBRARIES, cpu_name
+
+if TYPE_CHECKING:
+    from fastfss.engines.verify import Verification
 
 _FAILED = 1
 
@@ -30,32 +40,89 @@ def make_engines_app() -> typer.Typer:
 
 
 def verify_command(
-    folder: FolderArgument,
+    folder: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR ...]", help="Of fastfss export; else methods are exported."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Which to export, where no DIR is given; repeatable. Else the six main."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(metavar="fp32|fp16|bf16", help="Of what is exported; repeatable. Else fp32."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Of what is exported; else the published.")
+    ] = None,
     backend: Annotated[
         list[str] | None,
         typer.Option(help="Which; repeatable. By default all that do not compile for minutes."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON list.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write all that was found.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run every engine that serves a folder here, and compare it with PyTorch in float32.
+    """Run every engine that serves here, and compare it with PyTorch in float32.
 
-    The exit code is 1 if one that computes in float32 differs by more than rounding.
+    Without a folder methods are exported with random weights and removed afterwards. The exit code
+    is 1 if an engine fails, or one that computes in float32 differs by more than rounding.
+
+    Example: fastfss engines verify --device cuda --backend tensorrt --out tensorrt.json
     """
-    from fastfss.engines.verify import verify
+    from fastfss.engines.verify import METHODS, verify, verify_method
 
+    if folder and (method or precision or size):
+        raise typer.BadParameter("--method, --precision and --size export; got folders too")
+    if out is not None:
+        check_writable(out.absolute().parent, "--out")
     if threads is not None:
         torch.set_num_threads(threads)
-    found = verify(folder, device=device, backends=backend)
+    found: dict[str, list[Verification]] = {}
+
+    def told(name: str, results: list[Verification]) -> None:
+        found[name] = results
+        if not as_json:
+            typer.echo("\n".join([name, *(f"  {one}" for one in results)]))
+
+    for one in folder or []:
+        told(str(one), verify(one, device=device, backends=backend))
+    with tempfile.TemporaryDirectory() as work:
+        for name, low in product(method or METHODS, precision or ["fp32"]) if not folder else ():
+            results = verify_method(
+                name,
+                Path(work) / f"{name}-{low}",
+                size=None if size is None else image_size(size, None),
+                precision=precision_of(low),
+                device=device,
+                backends=backend,
+            )
+            told(f"{name} {low}", results)
+    report = {
+        "machine": machine(),
+        "engines": {name: [asdict(one) for one in results] for name, results in found.items()},
+    }
+    if out is not None:
+        write_text_atomically(out, json.dumps(report, indent=1) + "\n")
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in found], indent=1))
-    else:
-        for one in found:
-            typer.echo(str(one))
-    if not all(one.passed for one in found):
+        typer.echo(json.dumps(report, indent=1))
+    if not all(one.passed for results in found.values() for one in results):
         raise typer.Exit(_FAILED)
+
+
+def machine() -> dict[str, str]:
+    """The CPU, the GPU, and versions of what runs engines."""
+    told = {"cpu": cpu_name(), "threads": str(torch.get_num_threads())}
+    if torch.cuda.is_available():
+        told["gpu"] = torch.cuda.get_device_name()
+    for name in ("fastfss", *LIBRARIES):
+        with suppress(metadata.PackageNotFoundError):
+            told[name] = metadata.version(name)
+    return told
 
 
 def show(folder: FolderArgument, debug: DebugOption = False) -> None:

@@ -79,7 +79,8 @@ def evaluate_command(
     refinement: Annotated[
         str | None,
         typer.Option(
-            metavar="none|guided|grabcut", help="Of the protocols clicks (guided) and davis (none)."
+            metavar="none|guided|grabcut|edges",
+            help="Of the protocols clicks (guided) and davis (none).",
         ),
     ] = None,
     batch: Annotated[
@@ -109,23 +110,34 @@ def evaluate_command(
             typer.echo(f"{one.name:8} {one.about}")
         typer.echo(f"{'clicks':8} {ABOUT}")
         typer.echo(f"{'davis':8} {eval_davis.ABOUT}")
+        typer.echo(f"{eval_davis.INTERACTIVE} {eval_davis.ABOUT_INTERACTIVE}")
         return
     if not protocol or data is None or out is None:
         raise typer.BadParameter("expected --protocol, --data and --out (--list-protocols helps)")
-    if protocol in ("clicks", "davis"):
+    if protocol in ("clicks", "davis", eval_davis.INTERACTIVE):
         settings = method_options(option or [], None)
         about: dict[str, Any] = {"method": method, "encoder": backbone, "layers": layers}
         about |= {"weights": weights, "size": size, "options": settings}
         with processes(device) as group:
             if group.count > 1:
                 raise typer.BadParameter(f"--protocol {protocol} runs in one process")
-            if protocol == "davis":
+            if protocol != "clicks":
                 videos = eval_davis.open_videos(kind, data, part)
             else:
                 images = open_set(kind or "folder", data, part or "val")
             out.mkdir(parents=True, exist_ok=True)
             check_writable(out, "--out")
             model = _model(method, backbone, layers, weights, size, settings, group)
+            if protocol == eval_davis.INTERACTIVE:
+                eval_davis.run_interactive(
+                    model.for_inference(),
+                    videos,
+                    about,
+                    size=size or 480,
+                    count=episodes,
+                    out=out,
+                )
+                return
             if protocol == "davis":
                 eval_davis.run_davis(
                     model.for_inference(),

@@ -11,6 +11,7 @@ from fastfss.cli.options import DebugOption
 from fastfss.cli.predict import method_options
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
+from fastfss.engines.manifest import PRECISIONS, Precision
 from fastfss.errors import import_extra
 from fastfss.methods import create_model
 
@@ -83,7 +84,6 @@ def export(
     from fastfss.engines.accuracy import CheckClass
     from fastfss.engines.examples import ExportSettings
     from fastfss.engines.export import export_engine
-    from fastfss.engines.manifest import PRECISIONS
 
     options = method_options(option or [], None)
     model = create_model(
@@ -94,14 +94,8 @@ def export(
         size=None,
         **options,
     )
-    matching = next((one for one in PRECISIONS if one == precision), None)
-    if matching is None:
-        raise typer.BadParameter(
-            f"--precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}"
-        )
-    settings = ExportSettings(
-        image_size(size, model.default_size), shots, ways, dynamic, matching, options=options
-    )
+    sides = image_size(size, model.default_size)
+    settings = ExportSettings(sides, shots, ways, dynamic, precision_of(precision), options=options)
     manifest = export_engine(
         model,
         out,
@@ -112,10 +106,22 @@ def export(
         overwrite=overwrite,
         report=typer.echo,
     )
-    sides = " x ".join(map(str, manifest.image_size))
+    shown = " x ".join(map(str, manifest.image_size))
     typer.echo(
-        f"{manifest.method}, {manifest.precision}, {sides}, {shots} shots, {ways} ways -> {out}"
+        f"{manifest.method}, {manifest.precision}, {shown}, {shots} shots, {ways} ways -> {out}"
     )
+
+
+def precision_of(text: str) -> Precision:
+    """The precision of a name.
+
+    Raises:
+        typer.BadParameter: none of those that there are.
+    """
+    for one in PRECISIONS:
+        if one == text:
+            return one
+    raise typer.BadParameter(f"--precision: expected one of {', '.join(PRECISIONS)}, got {text!r}")
 
 
 def image_size(text: str | None, default: int | None) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from fastfss.errors import expected
 from fastfss.interactive.refinement import RefinementName
 from fastfss.methods import NAMED_MODELS, create_model
 from fastfss.methods.named_models import DEFAULT_VIDEO
-from fastfss.video import VideoSession
+from fastfss.video import VideoSession, keep_freed_memory
 from fastfss.video.export import ExportFormat
 from fastfss.video.label_files import read_labels
 from fastfss.video.opening import open as open_session
@@ -99,7 +99,7 @@ def video(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the method; repeatable.")
     ] = None,
     refinement: Annotated[
-        str, typer.Option(metavar="none|guided|grabcut", help="Of the masks' edges.")
+        str, typer.Option(metavar="none|guided|grabcut|edges", help="Of the masks' edges.")
     ] = "none",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
@@ -138,6 +138,7 @@ def video(
     check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
+    keep_freed_memory()
     opened = open_source(source)
     last = _last(opened, frame, direction, first, last)
     labels = None if mask is None else read_labels(mask, opened.size, "--mask")

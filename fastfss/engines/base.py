@@ -101,6 +101,11 @@ class Engine(ABC):
         return self.backend
 
     @property
+    def notes(self) -> str:
+        """What there is to tell of how it was made; most have nothing."""
+        return ""
+
+    @property
     def exact(self) -> bool:
         """Whether it computes in float32."""
         return self.manifest.precision == "fp32"
@@ -109,6 +114,14 @@ class Engine(ABC):
     @abstractmethod
     def why_not(cls, manifest: Manifest, device: torch.device) -> str | None:
         """The reason why this backend cannot serve a folder on a device, or None."""
+
+    @classmethod
+    def slow_start(cls, folder: Path, manifest: Manifest, device: torch.device) -> str | None:
+        """Why the first load or call takes minutes, or None; asked where `why_not` has no reason.
+
+        "auto" does not try an engine that does.
+        """
+        return None
 
     @abstractmethod
     def _encode(self, images: Tensor) -> dict[str, Tensor]:

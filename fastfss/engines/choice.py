@@ -24,7 +24,7 @@ TRIALS = "trials.json"
 MOST_COST = 0.5  # points of mIoU that a precision may cost to be chosen without being named
 _ROUNDS = 3
 _WORTH_MIXING = 0.9
-_LIBRARIES = ("torch", "onnxruntime", "openvino")
+LIBRARIES = ("torch", "onnxruntime", "openvino", "tensorrt")
 
 
 @dataclass
@@ -65,7 +65,7 @@ def choose(folder: Path, manifest: Manifest, device: torch.device) -> Engine:
     Raises:
         NotImplementedError: no backend serves the folder on the device.
     """
-    key = _key(manifest, device)
+    key = _key(folder, manifest, device)
     remembered = _remembered(folder).get(key)
     engines: dict[str, Engine] = {}
     trial = remembered or _tried(folder, manifest, device, engines)
@@ -104,10 +104,7 @@ def _tried(
     low = why_not_silently(manifest)
     for name in BACKENDS:
         kind = backend_class(name)
-        if name == "torch-compile":
-            trial.reasons[name] = "it compiles for a minute or more; name it to use it"
-            continue
-        reason = kind.why_not(manifest, device)
+        reason = kind.why_not(manifest, device) or kind.slow_start(folder, manifest, device)
         # PyTorch's engines compute in float32 whatever the graphs do.
         if reason is None and name not in ("eager", "cuda-graph"):
             reason = low
@@ -160,19 +157,27 @@ def _wait(engine: Engine) -> None:
 # ---- What was measured earlier
 
 
-def _key(manifest: Manifest, device: torch.device) -> str:
-    """Everything that a time depends on."""
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+def _key(folder: Path, manifest: Manifest, device: torch.device) -> str:
+    """Everything that a time depends on, and which engines are ready."""
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     libraries = []
-    for name in _LIBRARIES:
+    for name in LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
             libraries.append(f"{name} {metadata.version(name)}")
     threads = f"{torch.get_num_threads()} threads"
     low = "" if why_not_silently(manifest) is None else "float32 alone"
-    return "; ".join([machine, threads, *libraries, manifest.digest[:16], low])
+    ready = [name for name in BACKENDS if _ready(name, folder, manifest, device)]
+    return "; ".join([machine, threads, *libraries, manifest.digest[:16], *ready, low])
 
 
-def _cpu() -> str:
+def _ready(name: str, folder: Path, manifest: Manifest, device: torch.device) -> bool:
+    kind = backend_class(name)
+    reason = kind.why_not(manifest, device) or kind.slow_start(folder, manifest, device)
+    return reason is None
+
+
+def cpu_name() -> str:
+    """The model of the CPU and its number of threads."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

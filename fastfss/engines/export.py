@@ -194,7 +194,7 @@ def _write_packages(
 
 def output_of(model: FewShotSegmenter, example: Example, *, on_grid: bool) -> Output:
     """What becomes of the match graph's logits."""
-    grid = model.grid if isinstance(model, GuidedSegmenter) else Grid(0, False)
+    grid = model.grid if on_grid and isinstance(model, GuidedSegmenter) else Grid(0, False)
     margins = margins_of(example.prediction)
     return Output(on_grid, model.grid_corners, grid.stride, grid.fades, margins)
 

@@ -68,6 +68,11 @@ class CompiledEngine(EagerEngine):
             return "torch.compile makes C++ for the CPU, and there is no g++ or clang++"
         return super().why_not(manifest, device)
 
+    @classmethod
+    def slow_start(cls, folder: Path, manifest: Manifest, device: torch.device) -> str | None:
+        """It compiles."""
+        return "it compiles for a minute or more; name it to use it"
+
 
 class CudaGraphEngine(EagerEngine):
     """The same captured in two CUDA graphs, at the first call: a launch each."""

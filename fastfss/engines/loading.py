@@ -21,6 +21,7 @@ BACKENDS: dict[str, tuple[str, str]] = {
     "cuda-graph": ("fastfss.engines.in_torch", "CudaGraphEngine"),
     "onnxruntime": ("fastfss.engines.onnx_runtime", "OnnxRuntimeEngine"),
     "openvino": ("fastfss.engines.openvino_runtime", "OpenVinoEngine"),
+    "tensorrt": ("fastfss.engines.tensorrt.engine", "TensorRTEngine"),
 }
 
 

@@ -13,11 +13,14 @@ from fastfss.engines.base import Engine, model_of
 from fastfss.engines.check import label_iou, maps_error, relative_error
 from fastfss.engines.examples import Example, ExportSettings, example_of
 from fastfss.engines.loading import BACKENDS, backend_class, load
-from fastfss.engines.manifest import Manifest
-from fastfss.methods import FewShotSegmenter
+from fastfss.engines.manifest import EngineError, Manifest, Precision
+from fastfss.methods import FewShotSegmenter, create_model
 
 # What a float32 engine may differ by: relative to the largest logit, and in the mask's IoU.
 MOST_ERROR, LEAST_IOU = 1e-4, 0.999
+# Methods that every engine is to run, and the size of those that publish none.
+METHODS = ("ssp", "panet", "pfenet", "hsnet", "dcama", "guided-late")
+_USUAL_SIZE = 473
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Verification:
         load_seconds, first_seconds, encode_ms, match_ms: see EngineStats.
         passed: whether an engine that computes in float32 is as exact as it has to be; of others
             whether their logits are numbers.
+        error: why it failed, where it raised.
+        notes: the engine's own.
     """
 
     backend: str
@@ -45,15 +50,20 @@ class Verification:
     encode_ms: float = 0.0
     match_ms: float = 0.0
     passed: bool = True
+    error: str = ""
+    notes: str = ""
 
     def __str__(self) -> str:
         if self.reason is not None:
             return f"{self.backend}: not here: {self.reason}"
+        if self.error:
+            return f"{self.backend}: FAILED: {self.error}"
+        told = f"\n  {self.notes}" if self.notes else ""
         return (
             f"{self.backend}: {'ok' if self.passed else 'FAILED'}, errors {self.encode:.1e} and "
             f"{self.match:.1e}, IoU {self.iou:.4f}; loaded in {self.load_seconds:.2f} s, first "
             f"{self.first_seconds:.2f} s, then encode {self.encode_ms:.1f} ms, match "
-            f"{self.match_ms:.1f} ms"
+            f"{self.match_ms:.1f} ms{told}"
         )
 
 
@@ -88,10 +98,46 @@ def verify(
         if any(reasons):
             found.append(Verification(backend, "; ".join(filter(None, reasons))))
             continue
-        engine = load(folder, backend, device=device)
-        with torch.no_grad():
-            found.append(_verified(engine, model, made, rounds))
+        try:
+            engine = load(folder, backend, device=device)
+            with torch.no_grad():
+                found.append(_verified(engine, model, made, rounds))
+        except (EngineError, RuntimeError, ImportError) as error:
+            # The others are told of all the same.
+            text = " ".join(str(error).split())
+            found.append(Verification(backend, passed=False, error=text))
     return found
+
+
+def verify_method(
+    method: str,
+    folder: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    precision: Precision = "fp32",
+    device: str = "cpu",
+    backends: list[str] | None = None,
+) -> list[Verification]:
+    """Export a method with random weights, and run backends on it.
+
+    Args:
+        method: its name; its first published encoder is taken.
+        folder: for the engine; it is left there.
+        size: of the images; None takes the published one.
+        precision: see `ExportSettings`; int8 has no images to take its ranges from here.
+        device, backends: see `verify`.
+
+    Raises:
+        EngineError, NotImplementedError, ValueError: as `export_engine`.
+    """
+    from fastfss.engines.export import export_engine
+
+    torch.manual_seed(0)
+    model = create_model(method)
+    side = model.default_size or _USUAL_SIZE
+    settings = ExportSettings(size or (side, side), precision=precision)
+    export_engine(model, folder, settings, report=lambda _: None)
+    return verify(folder, device=device, backends=backends)
 
 
 def settings_of(manifest: Manifest) -> ExportSettings:
@@ -144,4 +190,5 @@ def _verified(
         stats.encode_ms or 0.0,
         stats.match_ms or 0.0,
         exact_enough if engine.exact else finite,
+        notes=engine.notes,
     )

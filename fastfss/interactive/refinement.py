@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,26 +15,30 @@ from fastfss.errors import expected, import_extra
 
 # image uint8 (3, H, W), probability (H, W), annotation uint8 (H, W) of {0, 1, 255} -> (H, W)
 Refinement = Callable[[Tensor, Tensor, Tensor], Tensor]
-RefinementName = Literal["none", "guided", "grabcut"]
+RefinementName = Literal["none", "guided", "grabcut", "edges"]
 
 GUIDED_RADIUS = 1 / 30  # of the shorter side
 GUIDED_EPS = 1e-4
 GRABCUT_SIDE = 320
 GRABCUT_ROUNDS = 2
+EDGES_SIDE = 480
+EDGES_BAND = 0.03  # of the shorter side, to both sides of the mask's edge
+EDGES_SURE = 0.7  # beyond the band what is at least so probable is fixed
+EDGES_SHARE = 0.4  # of GrabCut's labels, beside the guided filter's probabilities
 
 
 def get_refinement(name: RefinementName) -> Refinement | None:
-    """A refinement by its name: "none", "guided" or "grabcut".
+    """A refinement by its name: "none", "guided", "grabcut" or "edges".
 
     Raises:
         ValueError: there is none of the name.
-        MissingExtraError: "grabcut" without OpenCV.
+        MissingExtraError: "grabcut" or "edges" without OpenCV.
     """
     if name not in get_args(RefinementName):
         raise expected("refinement", f"one of {', '.join(get_args(RefinementName))}", repr(name))
-    if name == "grabcut":
-        import_extra("cv2", extra="interactive", purpose="the refinement grabcut")
-    return {"none": None, "guided": guided_filter, "grabcut": grabcut}[name]
+    if name in ("grabcut", "edges"):
+        import_extra("cv2", extra="interactive", purpose=f"the refinement {name}")
+    return {"none": None, "guided": guided_filter, "grabcut": grabcut, "edges": edges}[name]
 
 
 def guided_filter(image: Tensor, probability: Tensor, annotation: Tensor) -> Tensor:
@@ -79,20 +84,69 @@ def grabcut(image: Tensor, probability: Tensor, annotation: Tensor) -> Tensor:
     1/2 are what the colour models are first made of. At most 320 pixels a side, then enlarged and
     put together with the probability's own edges.
     """
-    cv2: Any = import_extra("cv2", extra="interactive", purpose="the refinement grabcut")
+    chance = _shrunk(probability, GRABCUT_SIDE)
+    found = _cut(image, chance > 0.5, np.zeros(chance.shape, bool), annotation)
+    if found is None:
+        return _said(probability.float(), annotation)
+    return _said(_enlarged(found, probability), annotation)
+
+
+def edges(image: Tensor, probability: Tensor, annotation: Tensor) -> Tensor:
+    """The guided filter, and GrabCut in a band along the edge that it gives.
+
+    GrabCut over a whole image may run away with a colour; in the band it finds the edge. What comes
+    back is the filter's probability and GrabCut's labels, averaged. At most 480 pixels a side.
+    """
+    cv2: Any = import_extra("cv2", extra="interactive", purpose="the refinement edges")
+    smooth = guided_filter(image, probability, annotation)
+    chance = _shrunk(smooth, EDGES_SIDE)
+    inside = chance > 0.5
+    if inside.all() or not inside.any():
+        return smooth
+    band = max(2, round(EDGES_BAND * min(chance.shape)))
+    depth, distance = (
+        cv2.distanceTransform(side.astype(np.uint8), cv2.DIST_L2, 3) for side in (inside, ~inside)
+    )
+    fixed = (depth > band) & (chance > EDGES_SURE) | (distance > band) & (chance < 1 - EDGES_SURE)
+    found = _cut(image, inside, fixed, annotation)
+    if found is None:
+        return smooth
+    return _said(torch.lerp(smooth, _enlarged(found, smooth), EDGES_SHARE), annotation)
+
+
+def _shrunk(probability: Tensor, side: int) -> npt.NDArray[np.float32]:
+    """To at most so many pixels a side."""
     height, width = probability.shape
-    scale = min(1.0, GRABCUT_SIDE / max(height, width))
+    scale = min(1.0, side / max(height, width))
     small = (max(8, round(height * scale)), max(8, round(width * scale)))
+    return F.interpolate(probability.float()[None, None], small, mode="bilinear")[0, 0].numpy()
+
+
+def _enlarged(found: npt.NDArray[np.bool_], like: Tensor) -> Tensor:
+    size = (like.shape[0], like.shape[1])
+    pixels = torch.from_numpy(found.astype(np.float32))[None, None]
+    return F.interpolate(pixels, size, mode="bilinear")[0, 0]
+
+
+def _cut(
+    image: Tensor,
+    inside: npt.NDArray[np.bool_],  # (h, w)
+    fixed: npt.NDArray[np.bool_],  # (h, w)
+    annotation: Tensor,
+) -> npt.NDArray[np.bool_] | None:  # (h, w)
+    """GrabCut from a mask, of which some is fixed, besides what is annotated; None of no use."""
+    cv2: Any = import_extra("cv2", extra="interactive", purpose="the refinement grabcut")
+    small = inside.shape
     pixels = cv2.resize(image.permute(1, 2, 0).numpy(), small[::-1], interpolation=cv2.INTER_AREA)
-    chance = F.interpolate(probability.float()[None, None], small, mode="bilinear")[0, 0].numpy()
-    labels = np.where(chance > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels[fixed] = np.where(inside[fixed], cv2.GC_FGD, cv2.GC_BGD)
     for value, sure in ((0, cv2.GC_BGD), (1, cv2.GC_FGD)):
         # The largest share of each pixel, so that no point is lost.
         said = F.adaptive_max_pool2d((annotation == value).float()[None], small)[0].numpy()
         labels[said > 0.5] = sure
-    inside = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
-    if inside.all() or not inside.any():
-        return _said(probability.float(), annotation)
+    object_ = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    if object_.all() or not object_.any():
+        return None
     models = np.zeros((2, 1, 65))  # of background and object
     cv2.setRNGSeed(0)  # its colour models begin at random
     cv2.grabCut(
@@ -104,10 +158,8 @@ def grabcut(image: Tensor, probability: Tensor, annotation: Tensor) -> Tensor:
         GRABCUT_ROUNDS,
         cv2.GC_INIT_WITH_MASK,
     )
-    inside = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
-    found = torch.from_numpy(inside.astype(np.float32))[None, None]
-    large = F.interpolate(found, (height, width), mode="bilinear")[0, 0]
-    return _said(large, annotation)
+    found: npt.NDArray[np.bool_] = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    return found
 
 
 def _said(probability: Tensor, annotation: Tensor) -> Tensor:

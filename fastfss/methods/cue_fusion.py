@@ -8,6 +8,8 @@ class, little can be learned about the classes of training, and much about objec
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,13 +59,15 @@ class CueFusion(FewShotSegmenter):
         size: pixels of the longer side in `fit` and `predict`.
         embedding: channels of the learned embedding.
         width: channels of the decoder.
+        scales: at which images are matched, as shares of `size`: 1 and smaller ones; the logits are
+            averaged.
     """
 
     method = "cue-fusion"
     info = MethodInfo(
         title="cue fusion",
-        paper="this package's own, unpublished",
-        venue="",
+        paper="this package's own: docs/default-model.md",
+        venue="unpublished",
         arxiv="",
         encoders=("mobilenet_v2_tf",),
         parity="none to be equal to",
@@ -86,8 +90,12 @@ class CueFusion(FewShotSegmenter):
         *,
         embedding: int = 96,
         width: int = 64,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__(encoder, layers, size)
+        self.scales = tuple(float(scale) for scale in scales)
+        if not self.scales or self.scales[0] != 1 or not all(0 < s <= 1 for s in self.scales):
+            raise expected("scales", "1 and then numbers above 0 up to 1", str(tuple(scales)))
         infos = [encoder.info(layer) for layer in self.layers]
         if [one.stride for one in infos] != [4, 8, 16, 32]:
             came = ", ".join(f"{one.name} ({one.stride})" for one in infos)
@@ -103,9 +111,18 @@ class CueFusion(FewShotSegmenter):
         encoder.requires_grad_(False)
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """The encoder's maps and "embedding", at stride 16."""
-        maps: dict[str, Tensor] = self.encoder(images, self.layers)
-        return self.embedded(maps)
+        """The encoder's maps and "embedding", at stride 16; of a second scale with "@1" behind."""
+        found: dict[str, Tensor] = {}
+        for place, scale in enumerate(self.scales):
+            size = (round(images.shape[2] * scale), round(images.shape[3] * scale))
+            scaled = images if scale == 1 else F.interpolate(images, size, mode="bilinear")
+            maps = self.embedded(self.encoder(scaled, self.layers))
+            found |= {at_scale(name, place): one for name, one in maps.items()}
+        return found
+
+    def settings(self) -> dict[str, str]:
+        """See FewShotSegmenter.settings."""
+        return {**super().settings(), "scales": ",".join(map(str, self.scales))}
 
     def embedded(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The maps of the encoder with the learned one."""
@@ -136,10 +153,14 @@ class CueFusion(FewShotSegmenter):
         which nothing is known.
         """
         tensors: dict[str, Tensor] = {}
-        for name in self.matched:
+        for place, layer in itertools.product(range(len(self.scales)), self.matched):
+            name = at_scale(layer, place)
             maps, shot_masks = encoded_shots(features, name, masks)
-            stride = 16 if name == "embedding" else self.encoder.info(name).stride
-            room = max(self._positions(stride), *(one.shape[-2] * one.shape[-1] for one in maps))
+            stride = 16 if layer == "embedding" else self.encoder.info(layer).stride
+            room = max(
+                self._positions(stride / self.scales[place]),
+                *(one.shape[-2] * one.shape[-1] for one in maps),
+            )
             keys, insides, outsides = [], [], []
             for one, mask in zip(maps, shot_masks, strict=True):
                 inside, outside = shares(mask, (one.shape[-2], one.shape[-1]), one.dtype)
@@ -152,10 +173,10 @@ class CueFusion(FewShotSegmenter):
             tensors[f"outside.{name}"] = torch.stack(outsides, dim=1)
         return Task(self.method, tensors)
 
-    def _positions(self, stride: int) -> int:
+    def _positions(self, stride: float) -> int:
         """How many positions an image of `size` has at most."""
         height, width = self.size if isinstance(self.size, tuple) else (self.size or 0,) * 2
-        return -(-height // stride) * -(-width // stride)
+        return math.ceil(height / stride) * math.ceil(width / stride)
 
     def segment_from(
         self,
@@ -190,16 +211,27 @@ class CueFusion(FewShotSegmenter):
         hints: Sequence[Tensor | None],  # one a way, (B, 3, h, w)
         output_size: tuple[int, int] | None,
     ) -> Prediction:
-        maps = {name: map_of(features, name) for name in (*self.layers, "embedding")}
         shift, slope, offset = self.calibration.unbind()
+        grid = self.logits_grid(features, tasks)
         logits, presence = [], []
         for one, hint in zip(tasks, hints, strict=True):
-            supports = {name: self.support(one, name, maps[name]) for name in self.matched}
-            found, there = self.decode(maps, supports, hint)
-            found = F.interpolate(found, output_size or features.size, mode="bilinear") + shift
+            scales = [self._at(place, features, one, hint) for place in range(len(self.scales))]
+            grown = [F.interpolate(found, grid, mode="bilinear") for found, _ in scales]
+            found = torch.stack(grown).mean(dim=0) + shift
+            found = F.interpolate(found, output_size or features.size, mode="bilinear")
             logits.append(torch.cat([torch.zeros_like(found), found], dim=1))
+            there = torch.stack([there for _, there in scales]).mean(dim=0)
             presence.append((there * slope + offset).sigmoid())
         return Prediction.from_pairs(logits, torch.stack(presence, dim=1))
+
+    def _at(
+        self, place: int, features: Features, task: Task, hint: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`decode` at one of the scales."""
+        names = (*self.layers, "embedding")
+        maps = {name: map_of(features, at_scale(name, place)) for name in names}
+        supports = {n: self.support(task, at_scale(n, place), maps[n]) for n in self.matched}
+        return self.decode(maps, supports, hint)
 
     def support(self, task: Task, name: str, query: Tensor) -> Support:
         """The shots of a task at one map's grid."""
@@ -232,6 +264,11 @@ class CueFusion(FewShotSegmenter):
         return [
             torch.cat([found[name], own_cues(maps[name], vote)], dim=1) for name in self.matched
         ]
+
+
+def at_scale(name: str, place: int) -> str:
+    """What a map is called among those of all scales."""
+    return f"{name}@{place}" if place else name
 
 
 def shares(

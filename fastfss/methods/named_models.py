@@ -24,6 +24,7 @@ class NamedModel:
             the encoder's are downloaded.
         layers, size: as create_model takes them.
         encoder_options: as create_encoder takes them.
+        options: of the method.
     """
 
     method: str
@@ -33,6 +34,7 @@ class NamedModel:
     layers: tuple[str, ...] | None = None
     size: int | None = None
     encoder_options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def weights(self) -> str | Path:
@@ -46,6 +48,8 @@ NAMED_MODELS = {
         "mobilenet_v2_tf",
         "the package's own weights: nothing to download",
         packaged="default.safetensors",
+        size=560,
+        options={"scales": (1.0, 0.714)},
     ),
     DEFAULT_VIDEO: NamedModel(
         "propagation",

@@ -213,29 +213,50 @@ class LabelPropagation(FewShotSegmenter):
         kept = weights[0] > 0
         return Reference(keys[0][:, kept], values[:, kept], weights[0][kept])
 
-    def near(self, features: Features, recent: Sequence[tuple[Features, Tensor]]) -> Tensor:
+    def near(
+        self,
+        features: Features,
+        recent: Sequence[tuple[Features, Tensor]],
+        window: tuple[int, int, int, int] | None = None,
+    ) -> Tensor:
         """What frames near in time say of a frame.
 
         Args:
             features: of the frame.
             recent: features and shares (A + 1, h, w) of at least one frame, on the same grid.
+            window: top, left, bottom and right of the positions to look at; all by default. Others
+                are background.
 
         Returns:
             (A + 1, h, w): background, then the objects; the sum is 1.
         """
         query = self._fine(features)
+        height, width = query.shape[1:]
+        top, left, bottom, right = window or (0, 0, height, width)
+        radius = self.config.radius
+        # Keys may lie a radius beyond the window.
+        rows = slice(max(0, top - radius), min(height, bottom + radius))
+        columns = slice(max(0, left - radius), min(width, right + radius))
         pairs = [
             local_match_sums(
-                query,
-                self._fine(one),
-                shares.float(),
-                radius=self.config.radius,
+                query[:, rows, columns],
+                self._fine(one)[:, rows, columns],
+                shares[:, rows, columns].float(),
+                radius=radius,
                 scale=self.config.near_scale,
             )
             for one, shares in recent
         ]
         numerators, denominators = zip(*pairs, strict=True)
-        return torch.stack(numerators).sum(0) / torch.stack(denominators).sum(0)
+        inside = torch.stack(numerators).sum(0) / torch.stack(denominators).sum(0)
+        if window is None:
+            return inside
+        found = inside.new_zeros(inside.shape[0], height, width)
+        found[0] = 1
+        y, x = top - rows.start, left - columns.start
+        own = inside[:, y : y + bottom - top, x : x + right - left]
+        found[:, top:bottom, left:right] = own
+        return found
 
     def _fine(self, features: Features) -> Tensor:
         """The first layers' part of a map, of unit length: (C', h, w)."""
@@ -313,12 +334,15 @@ def cell_keys(
     So no key mixes labels, and a small object keeps its own. A key that stands for nothing has
     weight 0.
     """
-    batch, channels, height, width = features.shape
+    height, width = features.shape[2:]
     cells = (min(CELLS, height), min(CELLS, width))
     weights = F.adaptive_avg_pool2d(shares, cells).flatten(2)  # (B, L, P)
-    products = features[:, :, None] * shares[:, None].to(features)  # (B, C, L, h, w)
-    sums = F.adaptive_avg_pool2d(products.flatten(1, 2), cells)
-    keys = F.normalize(sums.view(batch, channels, shares.shape[1], -1), dim=1)
+    # Label by label: the products of all at once would be copied to be pooled.
+    sums = [
+        F.adaptive_avg_pool2d(features * share, cells).flatten(2)
+        for share in shares.to(features).split(1, dim=1)
+    ]
+    keys = F.normalize(torch.stack(sums, dim=2), dim=1)  # (B, C, L, P)
     if weights.shape[2] < CELLS * CELLS:
         # Small images have fewer cells; shots of a task have equally many keys.
         missing = CELLS * CELLS - weights.shape[2]

@@ -169,7 +169,7 @@ def _named(
         weights=source if isinstance(ready, str) else None,
         layers=layers or named.layers,
         size=size or named.size,
-        **options,
+        **{**named.options, **options},
     )
     model.weights_origin = str(source)
     return model

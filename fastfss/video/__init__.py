@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastfss.video.allocation import keep_freed_memory
 from fastfss.video.limits import Limits
 from fastfss.video.log import Event
 from fastfss.video.memory import MemoryConfig
@@ -17,6 +18,7 @@ __all__ = [
     "LiveSource",
     "MemoryConfig",
     "VideoSession",
+    "keep_freed_memory",
     "open",
     "read_stream",
 ]

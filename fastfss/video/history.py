@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastfss.annotation import Annotation, annotation_mask
 from fastfss.video.log import Event, EventKind, EventLog
-from fastfss.video.memory import MemoryConfig
+from fastfss.video.memory import MemoryConfig, nearest
 from fastfss.video.results import FrameResult, Labels, Results, result_of
 from fastfss.video.state import SessionState, annotation_from
 from fastfss.video.tracking import Known, Tracker
@@ -111,8 +111,13 @@ class History:
             found = self.results.get(frame, counts)
         return None if found is None else self._without_removed(found, seq)
 
-    def known(self, seq: int) -> list[Known]:
-        """All images of which masks are known in a state: supports, then annotated frames."""
+    def known(self, seq: int, *, near: int | None = None) -> list[Known]:
+        """The images of which masks are known in a state: supports, then annotated frames.
+
+        Args:
+            seq: the state.
+            near: a frame: only as many annotated frames as the memory holds, the nearest to it.
+        """
         state = self.state_at(seq)
         known = []
         for one in state.supports:
@@ -120,7 +125,10 @@ class History:
             assert image is not None
             masks = {n: self._support_mask(image, a) for n, a in one.annotations.items()}
             known.append(Known(("support", one.seq, tuple(masks)), image, masks))
-        for frame in sorted(state.prompted):
+        frames = sorted(state.prompted)
+        if near is not None:
+            frames = nearest(frames, near, self.memory.annotated)
+        for frame in frames:
             result = self.newest(frame, seq + 1)
             said = tuple(n for n in state.said_of(frame) if result and n in result.objects)
             if result is None or not said:
@@ -145,9 +153,14 @@ class History:
         labels, objects, confidence = self._parts(before)
         base = self._before_marks(frame, event.seq)
         prior = None if base is None or number not in base.objects else base.mask(number)
-        others = [
-            one for one in self.known(event.parent) if one.image != frame and number in one.masks
-        ]
+        others = []
+        if prior is None:
+            known = self.known(event.parent, near=frame)
+            known = [one for one in known if one.image != frame and number in one.masks]
+            # Of annotated frames the nearest alone: a click is to answer at once.
+            frames = [one.image for one in known if one.annotated and isinstance(one.image, int)]
+            close = nearest(frames, frame, 1)
+            others = [one for one in known if not one.annotated or one.image in close]
         seconds: dict[str, float] = {}
         state = self.state_at(event.seq)
         mask, sure = self.tracker.answer(

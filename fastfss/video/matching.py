@@ -172,14 +172,20 @@ class PropagationMatcher(_Encoding[LabelPropagation]):
         Images that know the same objects are matched together; of an object, all that know it
         count alike.
         """
-        weights, where = None, None
+        weights, where, window = None, None, None
         if reach and recent:
             weights = near_the_last(recent[-1], objects, self._grid(features), reach)
             # Where no object may be there is nothing to look for, and most of a frame is that.
-            where = (weights.amax(0) > 0).flatten().nonzero()[:, 0]
+            possible = weights.amax(0) > 0
+            where, window = possible.flatten().nonzero()[:, 0], _box(possible)
         near = _averaged(
             [
-                (known, self.model.near(features, [(one.features, one.shares) for one in members]))
+                (
+                    known,
+                    self.model.near(
+                        features, [(one.features, one.shares) for one in members], window
+                    ),
+                )
                 for known, members in _by_objects(recent)
             ],
             objects,
@@ -362,6 +368,14 @@ def inner_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """Height and width with a shorter side of so many pixels, enlarged at most twice."""
     scale = min(2.0, shorter / min(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _box(where: Tensor) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of the positions that are True; the whole where none is."""
+    rows, columns = where.any(dim=1).nonzero()[:, 0], where.any(dim=0).nonzero()[:, 0]
+    if len(rows) == 0:
+        return 0, 0, where.shape[0], where.shape[1]
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def _on_grid(features: Features, shares: Tensor) -> Tensor:

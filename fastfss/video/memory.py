@@ -12,9 +12,10 @@ from fastfss.video.matching import Reference, Seen
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """How much is remembered, beside prompted and committed frames, which always are.
+    """How much is remembered, beside supports and committed frames, which always are.
 
     Attributes:
+        annotated: so many of the annotated frames, the nearest in time, are references.
         recent: so many of the last frames are matched nearby.
         confident: at most so many frames of which the masks were sure become references.
         every: frames between two of them.
@@ -23,6 +24,7 @@ class MemoryConfig:
             only so near where it was in the frame before; 0 looks everywhere.
     """
 
+    annotated: int = 4
     recent: int = 1
     confident: int = 0
     every: int = 5
@@ -30,9 +32,10 @@ class MemoryConfig:
     prior: float = 0.07
 
     def __post_init__(self) -> None:
-        if self.recent < 0 or self.confident < 0 or self.every < 1:
-            came = f"{self.recent}, {self.confident}, {self.every}"
-            raise expected("memory", "recent, confident >= 0 and every >= 1", came)
+        if min(self.recent, self.confident) < 0 or min(self.annotated, self.every) < 1:
+            came = f"{self.recent}, {self.confident}, {self.annotated}, {self.every}"
+            wanted = "recent, confident of 0 or more, annotated, every of 1 or more"
+            raise expected("memory", wanted, came)
         if not 0 <= self.confidence <= 1:
             raise expected("confidence", "0 to 1", str(self.confidence))
         if not 0 <= self.prior <= 1:
@@ -89,3 +92,8 @@ class Memory:
     def leave(self) -> None:
         """Forget the last frames: the next one is not near them."""
         self._recent.clear()
+
+
+def nearest(frames: Sequence[int], frame: int, count: int) -> list[int]:
+    """So many frames, the nearest to one, in order."""
+    return sorted(sorted(frames, key=lambda one: (abs(one - frame), one))[:count])

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastfss.video.log import Event
-from fastfss.video.memory import Memory
+from fastfss.video.memory import Memory, nearest
 from fastfss.video.results import FrameResult
+from fastfss.video.tracking import Known
 
 if TYPE_CHECKING:
     from fastfss.video.history import History
@@ -96,6 +97,12 @@ class Propagation(Iterator[FrameResult]):
             return True
         return self.done == self._limit or (self._cancel is not None and self._cancel())
 
+    def _near(self, known: list[Known], frame: int) -> list[Known]:
+        """Of what is known, what counts for a frame: supports, and the nearest annotated frames."""
+        frames = [one.image for one in known if isinstance(one.image, int) and one.annotated]
+        few = nearest(frames, frame, self._history.memory.annotated)
+        return [one for one in known if not one.annotated or one.image in few]
+
     def _results(self, runs: list[Run]) -> Generator[FrameResult, None, None]:
         history, tracker = self._history, self._history.tracker
         # A second thread encodes the next frame while this one matches.
@@ -103,8 +110,8 @@ class Propagation(Iterator[FrameResult]):
         try:
             with self._lock:
                 known = history.known(self.seq)
-                fixed = {one.image: one.masks for one in known if one.key[0] == "frame"}
-                references = tracker.references(known)
+                fixed = {one.image: one.masks for one in known if one.annotated}
+                references = dict(zip(known, tracker.references(known), strict=True))
             for run in runs:
                 memory = Memory(history.memory)
                 if run.seed is not None and (seed := history.newest(run.seed, self.seq + 1)):
@@ -118,8 +125,9 @@ class Propagation(Iterator[FrameResult]):
                             tracker.prepare(ahead, worker)
                         objects = tuple(sorted(history.state_at(self.seq).objects))
                         masks = fixed.get(frame, {})
+                        few = [references[one] for one in self._near(known, frame)]
                         result = history.put(
-                            tracker.follow(frame, references, memory, objects, masks, self.seq)
+                            tracker.follow(frame, few, memory, objects, masks, self.seq)
                         )
                         self.done += 1
                     yield result

@@ -421,7 +421,7 @@ class VideoSession:
                 raise expected_kind("image", "the number of a frame of a video", "an image")
             frame = self.source.push(image)
             self.at.results.size = self.source.size
-            known = self.at.known(self.seq)
+            known = self.at.known(self.seq, near=frame)
             if not known:
                 none = np.zeros(self.size, np.uint8)
                 return self.at.put(result_of(frame, self.seq, none, (), {}, {}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,20 +26,22 @@ from fastfss.video.results import FrameResult, Labels, result_of
 from fastfss.video.source import FrameSource
 
 _TIMES = 512  # latencies that are kept of each stage
+_REFERENCES = 32  # that are kept, about a megabyte each
 
 
 class Stopwatch:
-    """How long the stages of the last frames took."""
+    """How long the stages of the last frames took, by a clock in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._last: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_TIMES))
 
     @contextmanager
     def stage(self, name: str, seconds: dict[str, float] | None = None) -> Iterator[None]:
         """Time a block, for `percentiles` and into `seconds`."""
-        started = time.perf_counter()
+        started = self._clock()
         yield
-        took = time.perf_counter() - started
+        took = self._clock() - started
         self._last[name].append(took)
         if seconds is not None:
             seconds[name] = seconds.get(name, 0.0) + took
@@ -66,6 +68,11 @@ class Known:
     key: tuple[Hashable, ...]
     image: int | str
     masks: Mapping[int, Tensor]
+
+    @property
+    def annotated(self) -> bool:
+        """Whether it is an annotated frame, not a support."""
+        return self.key[0] == "frame"
 
 
 class Tracker:
@@ -147,14 +154,17 @@ class Tracker:
 
     @torch.inference_mode()
     def references(self, known: Sequence[Known]) -> list[Reference]:
-        """The references of images; those that were there before are not made again."""
-        before, self._references = self._references, {}
+        """The references of images; those that were made lately are not made again."""
+        found = []
         for one in known:
-            made = before.get(one.key)
+            made = self._references.pop(one.key, None)
             if made is None:
                 made = self.matcher.reference(self.features(one.image), one.masks)
             self._references[one.key] = made
-        return list(self._references.values())
+            found.append(made)
+        while len(self._references) > max(_REFERENCES, len(known)):
+            self._references.pop(next(iter(self._references)))
+        return found
 
     @torch.inference_mode()
     def seen(self, frame: int, labels: Labels, objects: tuple[int, ...]) -> Seen:
@@ -197,9 +207,8 @@ class Tracker:
             with self.watch.stage("refine", seconds):
                 scores = self._refined(frame, scores)
         with self.watch.stage("labels", seconds):
-            best, places = scores.max(dim=0)
-            labels = numbers_of(places, objects)
-            confidence = _confidence(best, places, objects)
+            labels = largest(scores, objects)
+            confidence = _confidence(maps, objects)
             for number, mask in fixed.items():
                 labels[labels == number] = 0
                 labels[mask == 1] = number
@@ -297,18 +306,29 @@ class Tracker:
         return mask, sure
 
 
-def numbers_of(places: Tensor, objects: Sequence[int]) -> Tensor:
-    """uint8 (H, W) of object numbers, of their places (0 background, n the n-th)."""
-    if tuple(objects) == tuple(range(1, len(objects) + 1)):
-        return places.to(torch.uint8)
-    table = torch.tensor([0, *objects], dtype=torch.uint8, device=places.device)
-    return table[places]
+def largest(
+    scores: Tensor,  # (A + 1, H, W)
+    objects: Sequence[int],
+) -> Tensor:  # uint8 (H, W)
+    """The number of the object with the largest score; 0 where the background's is, or equal.
+
+    Object by object: a tenth of the time of `argmax`, whose int64 indices cost more than the rest.
+    """
+    labels = torch.zeros(scores.shape[1:], dtype=torch.uint8, device=scores.device)
+    best = scores[0]
+    for place, number in enumerate(objects, start=1):
+        more = scores[place] > best
+        labels.masked_fill_(more, number)
+        if place < len(objects):
+            best = torch.maximum(best, scores[place])
+    return labels
 
 
-def _confidence(best: Tensor, places: Tensor, objects: Sequence[int]) -> dict[int, float]:
-    """Object -> the mean score inside of its mask, by one pass over the pixels."""
+def _confidence(maps: Tensor, objects: Sequence[int]) -> dict[int, float]:
+    """Object -> the mean score inside of its mask, on the maps' own grid."""
+    best, places = maps.max(dim=0)
     flat = places.reshape(-1)
-    sums = torch.zeros(len(objects) + 1, device=best.device).index_add_(0, flat, best.reshape(-1))
+    sums = torch.zeros(len(objects) + 1, device=maps.device).index_add_(0, flat, best.reshape(-1))
     counts = torch.bincount(flat, minlength=len(objects) + 1)
     means = (sums / counts.clamp_min(1)).clamp(0, 1).tolist()
     return dict(zip(objects, means[1:], strict=True))

@@ -9,7 +9,9 @@ from fastfss.errors import CheckpointError
 
 FOLDER = Path(__file__).parent / "files"
 # SHA-256 of each file.
-PACKAGED = {"default.safetensors": ""}
+PACKAGED = {
+    "default.safetensors": "e5478ce3b56842f2d5075259fe073469fc72d183588d192d130fc1cb1eef4258",
+}
 
 
 def packaged_weights(name: str) -> Path:

@@ -32,6 +32,14 @@ def test_the_demo_writes_inputs_results_and_the_command(tmp_path: Path) -> None:
     assert (out / "results" / "coins_lower_overlay.png").is_file()
 
 
+def test_the_packages_own_model_finds_the_coins_without_a_network(tmp_path: Path) -> None:
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    result = run("--out", str(tmp_path / "demo"), **nowhere)
+    assert result.returncode == 0, result.stderr
+    iou = float(result.stdout.partition("not annotated: ")[2].split()[0])
+    assert iou > 0.8
+
+
 def test_real_weights_find_the_coins(tmp_path: Path) -> None:
     weights = shared("data/backbones/resnet18_to_layer3.safetensors")
     result = run("--weights", str(weights), "--out", str(tmp_path / "demo"))
@@ -42,7 +50,8 @@ def test_real_weights_find_the_coins(tmp_path: Path) -> None:
 
 def test_without_a_network_one_line_names_the_way_with_a_local_file(tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
-    result = run("--out", str(tmp_path / "demo"), TORCH_HOME=str(tmp_path), **nowhere)
+    arguments = ["--weights", "imagenet", "--out", str(tmp_path / "demo")]
+    result = run(*arguments, TORCH_HOME=str(tmp_path), **nowhere)
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "could not be downloaded" in line

@@ -54,12 +54,42 @@ def test_verify_runs_every_engine_and_compares(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_here("engines", "verify", files / "engine", "--json") == 0
-    found = {one["backend"]: one for one in json.loads(capsys.readouterr().out)}
+    report = json.loads(capsys.readouterr().out)
+    assert "torch" in report["machine"]
+    (results,) = report["engines"].values()
+    found = {one["backend"]: one for one in results}
     for backend in ("eager", "onnxruntime", "openvino"):
         assert found[backend]["passed"] and found[backend]["reason"] is None
         assert max(found[backend]["encode"], found[backend]["match"]) < 1e-4
         assert found[backend]["iou"] >= 0.999
     assert "NVIDIA GPU" in found["cuda-graph"]["reason"]
+
+
+def test_verify_exports_methods_where_no_folder_is_given(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ("--method", "guided-late", "--size", "64x96", "--backend", "onnxruntime")
+    out = files / "found.json"
+    assert run_here("engines", "verify", *chosen, "--out", out) == 0
+    assert "guided-late fp32\n  onnxruntime: ok" in capsys.readouterr().out
+    (results,) = json.loads(out.read_text())["engines"].values()
+    assert [one["passed"] for one in results] == [True]
+    assert run_here("engines", "verify", files / "engine", *chosen) == 2
+    assert "got folders too" in " ".join(capsys.readouterr().err.split())
+
+
+def test_verify_tells_of_an_engine_that_raises_and_goes_on(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such\nlibrary")
+
+    monkeypatch.setattr("fastfss.engines.onnx_runtime.session", broken)
+    chosen = ("--backend", "onnxruntime", "--backend", "eager")
+    assert run_here("engines", "verify", files / "engine", *chosen) == 1
+    said = capsys.readouterr().out
+    assert "onnxruntime: FAILED: no such library" in said
+    assert "eager: ok" in said
 
 
 def test_verify_fails_where_an_engine_is_wrong(

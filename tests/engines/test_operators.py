@@ -31,6 +31,9 @@ def test_graphs_hold_operators_of_every_version_alone(method: str, exported: Exp
         assert sum(counts.values()) == len(model.graph.node)
         for allowed in ALLOWED.values():
             assert counts.keys() <= allowed
+        held = {one.name for one in model.graph.initializer}
+        kernels = [node.input[1] for node in model.graph.node if node.op_type == "Conv"]
+        assert set(kernels) <= held, "a convolution with a computed kernel leaves the tuned paths"
         for value in (*model.graph.input, *model.graph.output):
             assert all(side.dim_value > 0 for side in value.type.tensor_type.shape.dim)
 

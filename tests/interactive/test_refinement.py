@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from fastfss.interactive import guided_filter
-from fastfss.interactive.refinement import GUIDED_EPS, GUIDED_RADIUS, box_means
+from fastfss.interactive.refinement import (
+    GUIDED_EPS,
+    GUIDED_RADIUS,
+    box_means,
+    edges,
+    grabcut,
+)
 
 
 @pytest.mark.parametrize(("height", "width", "radius"), [(7, 9, 1), (20, 31, 6), (5, 3, 8)])
@@ -59,3 +65,35 @@ def test_what_was_said_stays() -> None:
     image = torch.zeros(3, 60, 80, dtype=torch.uint8)
     refined = guided_filter(image, torch.full((60, 80), 0.5), annotation)
     assert (refined[3, 4], refined[5, 6]) == (1, 0)
+
+
+def test_edges_are_found_in_a_band_and_nothing_runs_away_beyond_it() -> None:
+    """Another thing of the object's colour is left alone, which GrabCut over the image takes."""
+    pytest.importorskip("cv2")
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(20, 50, (3, 240, 320), dtype=torch.uint8, generator=generator)
+    image[0, 60:180, 60:140] += 180
+    image[0, 60:180, 200:280] += 180
+    truth = torch.zeros(240, 320, dtype=torch.bool)
+    truth[60:180, 60:140] = True
+    coarse = torch.zeros(240, 320)
+    coarse[64:184, 56:136] = 0.9
+    nothing = torch.full((240, 320), 255, dtype=torch.uint8)
+    found = edges(image, coarse, nothing) > 0.5
+    wrong = (found != truth).sum()
+    assert wrong < 0.2 * ((coarse > 0.5) != truth).sum()
+    assert not found[:, 200:].any()
+    assert (grabcut(image, coarse, nothing) > 0.5)[:, 200:].any()
+
+
+def test_edges_keep_what_was_said_and_an_empty_mask_empty() -> None:
+    pytest.importorskip("cv2")
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    annotation = torch.full((60, 80), 255, dtype=torch.uint8)
+    assert not (edges(image, torch.zeros(60, 80), annotation) > 0.5).any()
+    annotation[30, 40], annotation[5, 6] = 1, 0
+    probability = torch.zeros(60, 80)
+    probability[20:40, 30:50] = 1
+    refined = edges(image, probability, annotation)
+    assert refined[30, 40] == 1
+    assert refined[5, 6] == 0

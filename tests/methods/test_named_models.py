@@ -89,7 +89,9 @@ def test_every_name_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     out = capsys.readouterr().out
     assert all(name in out and named.about in out for name, named in NAMED_MODELS.items())
-    with pytest.raises(ValueError, match="method: expected one of default, default-large, amp"):
+    with pytest.raises(
+        ValueError, match="method: expected one of default, default-video, default-large, amp"
+    ):
         fastfss.create_model("best")
 
 

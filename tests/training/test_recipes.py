@@ -68,7 +68,9 @@ def test_every_recipe_makes_a_step(name: str, shapes: Path, tmp_path: Path) -> N
 
 
 def test_every_method_has_a_recipe() -> None:
-    assert {load_recipe(name).model.method for name in list_recipes()} == set(list_models())
+    # Cue fusion has a program of its own, and label propagation nothing to train.
+    wanted = set(list_models()) - {"cue-fusion", "propagation"}
+    assert {load_recipe(name).model.method for name in list_recipes()} == wanted
 
 
 @pytest.mark.parametrize("name", list_recipes())

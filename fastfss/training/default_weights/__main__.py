@@ -110,3 +110,7 @@ def main() -> None:
             calibrations.append(model.calibration.clone())
     model.calibration.copy_(torch.stack(calibrations).mean(dim=0))
     write(model, chosen.out, {**ABOUT, "steps": str(chosen.steps), "seed": str(SEED)})
+
+
+if __name__ == "__main__":
+    main()

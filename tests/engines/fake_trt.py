@@ -1,0 +1,443 @@
+"""A TensorRT that records what is asked of it and computes by ONNX Runtime on the CPU.
+
+It takes the calls that fastfss makes, in the order in which TensorRT takes them, and refuses
+others: a shape that was not told, an address that is not aligned, a context whose memory is not
+given, a run before every tensor has an address. Plans hold their version and GPU, and load on no
+other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+PLAN = b"fake plan\n"
+ALIGNMENT = 256
+Shape = tuple[int, ...]
+
+
+@dataclass
+class State:
+    """What a test sets and reads.
+
+    Attributes:
+        calls: of everything, in order.
+        gpu: the GPU's name.
+        version: of TensorRT.
+        refuse: names of calls that fail.
+        scratch: bytes that each engine wants.
+        capturing: whether the stream is being recorded.
+        no_capture: why a run cannot be recorded, or None.
+    """
+
+    calls: list[str] = field(default_factory=list)
+    gpu: str = "Fake 100"
+    version: str = "11.4.0.106"
+    refuse: set[str] = field(default_factory=set)
+    scratch: int = 4096
+    capturing: bool = False
+    no_capture: str | None = None
+
+    def called(self, name: str) -> bool:
+        """Record a call; whether it succeeds."""
+        self.calls.append(name)
+        return name not in self.refuse
+
+    def count(self, name: str) -> int:
+        return self.calls.count(name)
+
+
+class FakeDevice:
+    """In the place of `fastfss.engines.tensorrt.device.Device`."""
+
+    state: State
+
+    def __init__(self, device: torch.device) -> None:
+        self.torch_device = torch.device("cpu")
+
+    @classmethod
+    def why_not(cls, device: torch.device) -> str | None:
+        return None
+
+    def about(self) -> dict[str, str]:
+        return {"gpu": self.state.gpu, "capability": "9.0", "driver": "13000"}
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Aligned memory, poisoned with NaN."""
+        count = int(np.prod(shape))
+        size = torch.empty((), dtype=dtype).element_size()
+        bytes_ = torch.full((count * size + ALIGNMENT,), 255, dtype=torch.uint8)
+        start = -bytes_.data_ptr() % ALIGNMENT
+        return bytes_[start : start + count * size].view(dtype).view(tuple(shape))
+
+    @contextmanager
+    def turn(self) -> Iterator[int]:
+        yield 7
+
+    def synchronize(self) -> None:
+        self.state.called("synchronize")
+
+    def capture(self, work: Callable[[int], None]) -> Callable[[], None]:
+        self.state.called("capture")
+        if self.state.no_capture is not None:
+            raise RuntimeError(self.state.no_capture)
+        self.state.capturing = True
+        try:
+            work(7)
+        finally:
+            self.state.capturing = False
+
+        def replay() -> None:
+            self.state.called("replay")
+            work(7)
+
+        return replay
+
+
+def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
+    """The module.
+
+    Args:
+        state: what tests set and read.
+        api: the list of signatures of a version: its enums have the members of that list.
+    """
+    module = types.ModuleType("tensorrt")
+    module.__version__ = state.version  # type: ignore[attr-defined]
+    for name, members in api["enums"].items():
+        setattr(module, name, enum.IntEnum(name, {m: i for i, m in enumerate(members)}))
+    trt: Any = module
+
+    class ILogger:
+        class Severity(enum.IntEnum):
+            INTERNAL_ERROR = 0
+            ERROR = 1
+            WARNING = 2
+            INFO = 3
+            VERBOSE = 4
+
+        INTERNAL_ERROR, ERROR, WARNING = Severity(0), Severity(1), Severity(2)
+
+        def log(self, severity: ILogger.Severity, msg: str) -> None:
+            raise NotImplementedError
+
+    def refused(logger: ILogger, name: str) -> bool:
+        if state.called(name):
+            return False
+        logger.log(ILogger.WARNING, "a warning that nobody wants")
+        logger.log(ILogger.ERROR, f"{name} was told to fail")
+        return True
+
+    class IProgressMonitor:
+        pass
+
+    class HostMemory:
+        def __init__(self, content: bytes) -> None:
+            self.content = content
+            self.nbytes = len(content)
+
+        def __bytes__(self) -> bytes:
+            return self.content
+
+    class ParserError:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def node(self) -> int:
+            return 3
+
+        def node_name(self) -> str:
+            return "node_3"
+
+        def node_operator(self) -> str:
+            return "Conv"
+
+        def desc(self) -> str:
+            return self.text
+
+    class Network:
+        model: onnx.ModelProto | None = None
+
+    class OnnxParser:
+        def __init__(self, network: Network, logger: ILogger) -> None:
+            self.network, self.logger = network, logger
+            self.num_errors = 0
+
+        def parse_from_file(self, path: str) -> bool:
+            if refused(self.logger, "parse"):
+                self.num_errors = 1
+                return False
+            self.network.model = onnx.load(path)
+            return True
+
+        def get_error(self, index: int) -> ParserError:
+            assert index < self.num_errors
+            return ParserError("an operator that it does not know")
+
+    class TimingCache:
+        def __init__(self, content: bytes) -> None:
+            self.content = content
+
+        def serialize(self) -> HostMemory:
+            return HostMemory(self.content)
+
+    class Profile:
+        def __init__(self) -> None:
+            self.shapes: dict[str, tuple[Shape, Shape, Shape]] = {}
+
+        def set_shape(self, name: str, least: Shape, usual: Shape, largest: Shape) -> None:
+            assert all(a <= b <= c for a, b, c in zip(least, usual, largest, strict=True))
+            self.shapes[name] = (least, usual, largest)
+
+    class Config:
+        def __init__(self) -> None:
+            self.flags = {trt.BuilderFlag.TF32}  # on by default
+            self.builder_optimization_level = 3
+            self.max_aux_streams = -1
+            self.progress_monitor: Any = None
+            self.profiles: list[Profile] = []
+            self.limits: dict[Any, int] = {}
+            self.cache: TimingCache | None = None
+
+        def set_flag(self, flag: Any) -> None:
+            self.flags.add(flag)
+
+        def clear_flag(self, flag: Any) -> None:
+            self.flags.discard(flag)
+
+        def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+            self.limits[pool] = size
+
+        def add_optimization_profile(self, profile: Profile) -> int:
+            if not state.called("profile"):
+                return -1
+            self.profiles.append(profile)
+            return len(self.profiles) - 1
+
+        def create_timing_cache(self, content: bytes) -> TimingCache:
+            return TimingCache(bytes(content))
+
+        def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+            assert not ignore_mismatch
+            if cache.content and cache.content != f"timings {state.gpu}".encode():
+                state.called("timings refused")
+                return False
+            self.cache = cache
+            return True
+
+        def get_timing_cache(self) -> TimingCache:
+            return TimingCache(f"timings {state.gpu}".encode())
+
+    class Builder:
+        def __init__(self, logger: ILogger) -> None:
+            self.logger = logger
+
+        def create_network(self, flags: int) -> Network:
+            assert flags == 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+            return Network()
+
+        def create_builder_config(self) -> Config:
+            return Config()
+
+        def create_optimization_profile(self) -> Profile:
+            return Profile()
+
+        def build_serialized_network(self, network: Network, config: Config) -> HostMemory | None:
+            assert network.model is not None, "parsed first"
+            assert config.max_aux_streams == 0
+            assert config.cache is not None, "the timing cache is set before the build"
+            free = [one for one in network.model.graph.input if -1 in sides(one)]
+            known = config.profiles[0].shapes if config.profiles else {}
+            assert {one.name for one in free} == known.keys(), "free inputs need a profile"
+            monitor = config.progress_monitor
+            monitor.phase_start("Building", None, 2)
+            monitor.phase_start("Timing", "Building", 5)
+            assert monitor.step_complete("Timing", 0)
+            assert monitor.step_complete("Building", 0)
+            monitor.phase_finish("Timing")
+            monitor.phase_finish("Building")
+            if refused(self.logger, "build"):
+                return None
+            about = {
+                "version": state.version,
+                "gpu": state.gpu,
+                "flags": sorted(flag.name for flag in config.flags),
+                "level": config.builder_optimization_level,
+                "limits": {pool.name: size for pool, size in config.limits.items()},
+                "profile": known,
+            }
+            model = network.model.SerializeToString()
+            return HostMemory(PLAN + json.dumps(about).encode() + b"\n" + model)
+
+    class Engine:
+        def __init__(self, about: dict[str, Any], model: onnx.ModelProto) -> None:
+            self.about, self.model = about, model
+            self.device_memory_size_v2 = state.scratch
+            graph = model.graph
+            self.inputs = {one.name: one for one in graph.input}
+            self.values = {one.name: one for one in (*graph.input, *graph.output)}
+            self.num_io_tensors = len(self.values)
+            self.load()
+
+        def load(self) -> None:
+            content = self.model.SerializeToString()
+            self.session = onnxruntime.InferenceSession(content)
+
+        def get_tensor_name(self, index: int) -> str:
+            return list(self.values)[index]
+
+        def get_tensor_mode(self, name: str) -> Any:
+            return trt.TensorIOMode.INPUT if name in self.inputs else trt.TensorIOMode.OUTPUT
+
+        def get_tensor_dtype(self, name: str) -> Any:
+            kinds = {onnx.TensorProto.FLOAT: trt.DataType.FLOAT}
+            return kinds[self.values[name].type.tensor_type.elem_type]
+
+        def get_tensor_shape(self, name: str) -> Shape:
+            return sides(self.values[name])
+
+        def create_execution_context(self, strategy: Any = None) -> Context | None:
+            if not state.called("context"):
+                return None
+            managed = strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            return Context(self, needs_memory=managed)
+
+    class Context:
+        def __init__(self, engine: Engine, *, needs_memory: bool) -> None:
+            self.engine = engine
+            self.needs_memory = needs_memory and engine.device_memory_size_v2 > 0
+            self.shapes: dict[str, Shape] = {}
+            self.addresses: dict[str, int] = {}
+
+        def set_device_memory(self, address: int, size: int) -> None:
+            assert size >= self.engine.device_memory_size_v2
+            self.needs_memory = False
+
+        def set_input_shape(self, name: str, shape: Shape) -> bool:
+            own = self.engine.get_tensor_shape(name)
+            least, _, largest = self.engine.about["profile"].get(name, (shape, shape, shape))
+            inside = all(a <= s <= b for a, s, b in zip(least, shape, largest, strict=True))
+            fits = all(o in (-1, s) for o, s in zip(own, shape, strict=True))
+            if not (inside and fits):
+                return False
+            self.shapes[name] = shape
+            return state.called("set_input_shape")
+
+        def infer_shapes(self) -> list[str]:
+            return [name for name in self.engine.inputs if name not in self.shapes]
+
+        def get_tensor_shape(self, name: str) -> Shape:
+            if name in self.engine.inputs:
+                return self.shapes[name]
+            own = self.engine.get_tensor_shape(name)
+            if -1 not in own:
+                return own
+            zeros = {k: np.zeros(shape, np.float32) for k, shape in self.shapes.items()}
+            return tuple(self.engine.session.run([name], zeros)[0].shape)
+
+        def set_tensor_address(self, name: str, address: int) -> bool:
+            assert name in self.engine.values
+            assert address % ALIGNMENT == 0
+            self.addresses[name] = address
+            return state.called("set_tensor_address")
+
+        def execute_async_v3(self, stream: int) -> bool:
+            assert stream == 7, "the device's own stream"
+            assert not self.needs_memory, "a USER_MANAGED context needs memory"
+            assert self.addresses.keys() == self.engine.values.keys()
+            if not state.called("execute"):
+                return False
+            taken = {
+                name: read(self.addresses[name], self.shapes[name]) for name in self.engine.inputs
+            }
+            names = [name for name in self.engine.values if name not in taken]
+            for name, value in zip(names, self.engine.session.run(names, taken), strict=True):
+                write(self.addresses[name], value)
+            return True
+
+    class Runtime:
+        def __init__(self, logger: ILogger) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+            if refused(self.logger, "deserialize"):
+                return None
+            assert plan.startswith(PLAN), "what was built is what is loaded"
+            head, _, model = plan.removeprefix(PLAN).partition(b"\n")
+            about = json.loads(head)
+            if (about["version"], about["gpu"]) != (state.version, state.gpu):
+                self.logger.log(ILogger.ERROR, "the plan is of another version or GPU")
+                return None
+            return Engine(about, onnx.load_from_string(model))
+
+    class Refitter:
+        def __init__(self, engine: Engine, logger: ILogger) -> None:
+            assert "REFIT" in engine.about["flags"], "only engines that were built for it"
+            self.engine, self.logger = engine, logger
+            self.left = {one.name for one in engine.model.graph.initializer if is_weight(one)}
+
+        def get_missing_weights(self) -> list[str]:
+            return sorted(self.left)
+
+        def refit_cuda_engine(self) -> bool:
+            if refused(self.logger, "refit"):
+                return False
+            self.engine.load()
+            return True
+
+    class OnnxParserRefitter:
+        def __init__(self, refitter: Refitter, logger: ILogger) -> None:
+            self.refitter = refitter
+            self.num_errors = 0
+
+        def refit_from_file(self, path: str) -> bool:
+            held = {one.name: one for one in self.refitter.engine.model.graph.initializer}
+            for one in onnx.load(path).graph.initializer:
+                if is_weight(one):
+                    if one.name not in held or held[one.name].dims != one.dims:
+                        self.num_errors = 1
+                        return False
+                    held[one.name].CopyFrom(one)
+                    self.refitter.left.discard(one.name)
+            return True
+
+        def get_error(self, index: int) -> ParserError:
+            return ParserError("no such weights")
+
+    for kind in (ILogger, IProgressMonitor, Builder, OnnxParser, Runtime, Refitter):
+        setattr(module, kind.__name__, kind)
+    trt.OnnxParserRefitter = OnnxParserRefitter
+    trt.ICudaEngine, trt.IExecutionContext = Engine, Context
+    return module
+
+
+def is_weight(one: onnx.TensorProto) -> bool:
+    return one.data_type == onnx.TensorProto.FLOAT and bool(one.dims)
+
+
+def sides(value: onnx.ValueInfoProto) -> Shape:
+    """A shape, with -1 where it is free."""
+    return tuple(one.dim_value or -1 for one in value.type.tensor_type.shape.dim)
+
+
+def read(address: int, shape: Shape) -> np.ndarray:
+    """float32 of the CPU's memory."""
+    count = int(np.prod(shape))
+    held = (ctypes.c_float * count).from_address(address)
+    return np.frombuffer(held, np.float32).reshape(shape).copy()
+
+
+def write(address: int, value: np.ndarray) -> None:
+    content = np.ascontiguousarray(value, np.float32)
+    ctypes.memmove(address, content.ctypes.data, content.nbytes)
