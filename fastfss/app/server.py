@@ -189,10 +189,16 @@ _FILES = {
 
 
 def _exported(worker: Worker, format: Any, workspace: Path) -> Response:
-    folder = Path(tempfile.mkdtemp(prefix="export-", dir=workspace))
+    session, folder = worker.session, Path(tempfile.mkdtemp(prefix="export-", dir=workspace))
+    seq = session.seq
     try:
-        name = f"{_plain_name(worker.session.source.name)}-{_FILES.get(format, format)}"
-        written = worker.session.export(folder / _FILES.get(format, format), format)
+        name = f"{_plain_name(session.source.name)}-{_FILES.get(format, format)}"
+        try:
+            written = session.export(folder / _FILES.get(format, format), format)
+        finally:
+            # Not held up for an export that may take minutes, but not mixed with it either.
+            if session.seq != seq:
+                raise HTTPException(409, "the masks changed while they were exported: try again")
         if written.is_dir():
             name, written = f"{name}.zip", _zipped(written, folder / "export.zip")
     except BaseException:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
@@ -272,7 +273,8 @@ class Worker:
     def _idle(self) -> None:
         focus, self._focus = self._focus, None
         if focus is not None and focus not in self.session.tracker.cache:
-            self.session.tracker.features(focus)
+            with suppress(*KNOWN_ERRORS):  # who asks for the frame is told
+                self.session.tracker.features(focus)
         elif len(self.session.history) != self._saved_events:
             self._save()
 

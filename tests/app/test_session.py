@@ -175,6 +175,35 @@ def test_session_goes_on_when_the_server_starts_again(tmp_path):
         assert not client.get("/api/sources").json()["sessions"]
 
 
+def test_sessions_in_which_nothing_was_said_are_not_kept(tmp_path):
+    clip_folder(tmp_path / "clip")
+    sources = {"clip": tmp_path / "clip"}
+    with serving(tmp_path / "work", sources=sources) as client:
+        opened(client)
+        camera = opened(client, kind="camera")
+        with page(client, camera) as one:
+            one.ask("object.add")
+        assert [one["id"] for one in client.get("/api/sources").json()["sessions"]] == [camera]
+    assert not list((tmp_path / "work" / "sessions").iterdir())
+
+
+def test_export_of_what_changes_meanwhile_is_refused(client, monkeypatch):
+    session = opened(client)
+    worker = client.app.state.hub.get(session)
+    with page(client, session) as one:
+        one.ask("object.add")
+        one.ask("mask", frame=1, object=1, runs=runs_of(MASKS[1] == 1))
+        export = worker.session.export
+
+        def slow(path, format):
+            one.ask("undo")
+            return export(path, format)
+
+        monkeypatch.setattr(worker.session, "export", slow)
+        answer = client.get(f"/api/sessions/{session}/export/davis")
+        assert answer.status_code == 409 and "try again" in answer.json()["message"]
+
+
 def test_least_recently_used_session_is_saved_and_comes_back(tmp_path):
     from fastfss.app.settings import AppLimits
 
