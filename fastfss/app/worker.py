@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +47,9 @@ class Elsewhere(Protocol):
         """The image, an object's mask and the name of a frame of another session."""
 
 
+Answer = TypeVar("Answer")
+
+
 @dataclass(frozen=True)
 class _Job:
     command: P.AnyCommand
@@ -71,6 +77,7 @@ class Worker:
         self._elsewhere = elsewhere
         self._wake = Condition()
         self._jobs: deque[_Job] = deque()
+        self._others: deque[Callable[[], None]] = deque()
         self._live: tuple[P.LiveFrame, Outbox] | None = None
         self._clients: list[Outbox] = []
         self._closed = False
@@ -113,6 +120,23 @@ class Worker:
             self._wake.notify()
         return True
 
+    def run(self, action: Callable[[VideoSession], Answer]) -> Future[Answer]:
+        """Have anything else done to the session, between two commands."""
+        future: Future[Answer] = Future()
+
+        def do() -> None:
+            seq = self.session.seq
+            try:
+                future.set_result(action(self.session))
+            except Exception as error:
+                future.set_exception(error)
+            self._followed_up(seq)
+
+        with self._wake:
+            self._others.append(do)
+            self._wake.notify()
+        return future
+
     def see(self, frame: P.LiveFrame, client: Outbox) -> None:
         """A frame of a webcam; one that still waits is dropped."""
         with self._wake:
@@ -132,15 +156,16 @@ class Worker:
         while True:
             with self._wake:
                 waited = 0.0
-                while not (self._jobs or self._live or self._closed or self._propagation):
+                while not self._work():
                     # Idle work one after another, each when nothing came for a while.
                     before = time.monotonic()
                     self._wake.wait(self._idle_in(waited))
                     waited += time.monotonic() - before
-                    if not self._jobs and self._idle_in(waited) == 0.0:
+                    if not self._work() and self._idle_in(waited) == 0.0:
                         break
-                job = self._jobs.popleft() if self._jobs else None
-                live = None if job else self._live
+                other = self._others.popleft() if self._others else None
+                job = self._jobs.popleft() if self._jobs and other is None else None
+                live = None if job or other else self._live
                 if live is not None:
                     self._live = None
                 closed = self._closed
@@ -148,7 +173,9 @@ class Worker:
                 if closed:
                     self._finish()
                     return
-                if job is not None:
+                if other is not None:
+                    other()
+                elif job is not None:
                     self._do(job)
                 elif live is not None:
                     self._step(*live)
@@ -176,14 +203,24 @@ class Worker:
             client.answer(command.frame, self._masks(command.frame))
         took = time.perf_counter() - job.since
         client.reply({"kind": "reply", "id": command.id, "seconds": round(took, 4), **reply})
-        if self.session.seq != seq:
-            self.used = time.monotonic()
-            if self._propagation is not None and self._propagation.seq != self.session.seq:
-                self.end()
-            if isinstance(command, P.Clicks | P.Box | P.Scribble):
-                self._latencies.append(took)
-            self._tell(self._state())
-            self._tell(self._stats())
+        if isinstance(command, P.Clicks | P.Box | P.Scribble):
+            self._latencies.append(took)
+        self._followed_up(seq)
+
+    def _followed_up(self, seq: int) -> None:
+        """After something that may have changed the state `seq`."""
+        if self.session.seq == seq:
+            return
+        self.used = time.monotonic()
+        if self._propagation is not None and self._propagation.seq != self.session.seq:
+            self.end()
+        self._tell(self._state())
+        self._tell(self._stats())
+
+    def _work(self) -> bool:
+        """Whether there is anything to do at once."""
+        waiting = self._jobs or self._others or self._live or self._propagation
+        return self._closed or bool(waiting)
 
     def _step(self, sent: P.LiveFrame, client: Outbox) -> None:
         try:
@@ -236,7 +273,8 @@ class Worker:
     def _idle(self) -> None:
         focus, self._focus = self._focus, None
         if focus is not None and focus not in self.session.tracker.cache:
-            self.session.tracker.features(focus)
+            with suppress(*KNOWN_ERRORS):  # who asks for the frame is told
+                self.session.tracker.features(focus)
         elif len(self.session.history) != self._saved_events:
             self._save()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 import webbrowser
@@ -66,6 +67,13 @@ def serve(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    label_studio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Be an ML backend of this Label Studio; LABEL_STUDIO_API_KEY fetches its images.",
+        ),
+    ] = None,
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in the browser.")
     ] = False,
@@ -116,6 +124,8 @@ def serve(
             token=token if local or token else secrets.token_urlsafe(18),
             hosts=("127.0.0.1", "localhost", "::1") if local else (),
             size=size,
+            label_studio=None if label_studio is None else label_studio.rstrip("/"),
+            label_studio_key=os.environ.get("LABEL_STUDIO_API_KEY"),
         )
         settings = with_sources(settings, sources or [])
         bound = stack.enter_context(listen(host, port))

@@ -35,7 +35,7 @@ _INTERRUPTED = 130
 _SECONDS_BETWEEN_SAVES = 10.0
 _FILES: dict[ExportFormat, str] = {
     **{"davis": "masks", "binary": "binary", "cutout": "cutouts", "overlay": "overlay.mp4"},
-    **{"coco": "coco.json", "ytvis": "ytvis.json", "csv": "objects.csv"},
+    **{"coco": "coco.json", "ytvis": "ytvis.json", "cvat": "cvat.xml", "csv": "objects.csv"},
 }
 
 

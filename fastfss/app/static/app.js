@@ -29,6 +29,7 @@ class App {
     this.frame = 0;
     this.object = 0;
     this.busy = false;
+    this.following = false; // the frames that are propagated are shown
     this.playing = false;
     this.drawnIn = 0;
     this.asked = 0; // when the last mark was made
@@ -169,12 +170,14 @@ class App {
     const masks = decodeMasks(data);
     const link = this.link;
     try {
-      if (masks.propagated && !this.camera && this.frames) {
+      if (masks.propagated && !this.camera && this.following && this.frames) {
         const picture = await this.frames.get(masks.frame); // so that both change together
-        this.frame = masks.frame;
-        this.viewer.prompts = [];
-        this.setPicture(picture);
-        this.drawTime();
+        if (this.following) { // nobody went elsewhere meanwhile
+          this.frame = masks.frame;
+          this.viewer.prompts = [];
+          this.setPicture(picture);
+          this.drawTime();
+        }
       }
       if (masks.frame === this.frame || this.camera?.running) this.viewer.setMasks(masks);
       this.releaseMasks();
@@ -209,6 +212,7 @@ class App {
     if (this.camera) return this.refresh();
     frame = Math.min(this.state.count - 1, Math.max(0, frame));
     const moved = frame !== this.frame;
+    if (moved) this.following = false;
     this.frame = frame;
     this.drawTime();
     const [picture, reply] = await Promise.all([
@@ -343,6 +347,7 @@ class App {
 
   /** @param {boolean} busy */
   setBusy(busy) {
+    if (busy && !this.busy) this.following = true;
     this.busy = busy;
     $("stop").hidden = !busy;
     $("progress-row").hidden = !busy;
@@ -415,6 +420,14 @@ class App {
     } catch (error) {
       say(/** @type {Error} */ (error).message);
     }
+  }
+
+  /** Masks of a palette PNG for this frame, or of COCO's JSON or CVAT's XML. @param {File} file */
+  async importMasks(file) {
+    const name = encodeURIComponent(file.name);
+    const path = `/api/sessions/${this.session}/annotations?name=${name}&frame=${this.frame}`;
+    const { frames } = await request("PUT", path, file);
+    if (!frames.includes(this.frame)) await this.show(frames[0]);
   }
 
   /** @param {string} text */
@@ -493,6 +506,11 @@ class App {
       const files = [...$("files").files];
       $("files").value = "";
       if (files.length) this.openFiles(files);
+    };
+    $("import").onchange = () => {
+      const file = $("import").files[0];
+      $("import").value = "";
+      if (file) this.importMasks(file).catch(this.fail);
     };
     $("format").onchange = () => this.state && this.takeState(this.state);
     document.addEventListener("dragover", (event) => event.preventDefault());
@@ -591,7 +609,7 @@ class App {
 /** @type {Record<string, string>} */
 const FORMATS = {
   davis: "Palette PNGs", binary: "Masks as PNGs", overlay: "Overlay video",
-  coco: "COCO JSON", ytvis: "YouTube-VIS", cutout: "Cut-outs", csv: "Table (CSV)",
+  coco: "COCO JSON", ytvis: "YouTube-VIS", cvat: "CVAT XML", cutout: "Cut-outs", csv: "Table (CSV)",
 };
 
 /** @param {string} selector @param {(button: HTMLElement) => boolean} chosen */
