@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from fastfss.video.rle import encode_mask
-from tests.app.client import Page, clip_folder, opened, page, serving
+from tests.app.client import SOCKET, Page, clip_folder, opened, page, serving
 from tests.video.clips import clip, iou
 
 FRAMES, MASKS = clip(4, 2)
@@ -185,6 +186,27 @@ def test_sessions_in_which_nothing_was_said_are_not_kept(tmp_path):
             one.ask("object.add")
         assert [one["id"] for one in client.get("/api/sources").json()["sessions"]] == [camera]
     assert not list((tmp_path / "work" / "sessions").iterdir())
+
+
+def test_a_closed_session_takes_nobody_and_saves_what_it_can(client, monkeypatch, caplog):
+    session = opened(client)
+    worker = client.app.state.hub.get(session)
+    with page(client, session) as one:
+        one.ask("object.add")
+
+    def full(_: object) -> None:
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr(worker.session, "save", full)
+    worker.close()
+    assert "could not be saved" in caplog.text
+    with pytest.raises(ValueError, match="closed meanwhile"):
+        worker.run(lambda one: one.seq).result(5)
+    with (
+        pytest.raises((ConnectionError, WebSocketDisconnect)),
+        client.websocket_connect(f"{SOCKET}/api/sessions/{session}/live") as socket,
+    ):
+        socket.receive_json()
 
 
 def test_export_of_what_changes_meanwhile_is_refused(client, monkeypatch):
