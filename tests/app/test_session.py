@@ -404,3 +404,19 @@ def test_broken_annotation_files_change_nothing(client, name):
         assert answer.status_code == 400 and answer.json()["message"]
     with page(client, session) as one:
         assert not one.state["objects"] and not one.state["can_undo"]
+
+
+def test_uploaded_video_becomes_a_session(client):
+    session = opened(client)
+    with page(client, session) as one:
+        one.ask("object.add")
+        for frame in range(4):
+            one.ask("mask", frame=frame, object=1, runs=runs_of(MASKS[frame] == 1))
+    video = client.get(f"/api/sessions/{session}/export/overlay").content
+    other = uploaded(client, {"holiday.mp4": video})
+    with page(client, other) as one:
+        assert one.state["count"] == 4 and one.state["size"] == [60, 90]
+        one.ask("object.add")
+        one.ask("mask", frame=0, object=1, runs=runs_of(MASKS[0] == 1))
+        one.ask("propagate", frame=0)
+        assert told(one, "progress", ended=True)["done"] == 3
