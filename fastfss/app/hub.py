@@ -92,12 +92,20 @@ class Hub:
     Args:
         settings: of the server.
         make_model: gives the model, once, when the first session needs it.
+        make_click_model: likewise what answers clicks, see VideoSession.
     """
 
-    def __init__(self, settings: Settings, make_model: Callable[[], FewShotSegmenter]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        make_model: Callable[[], FewShotSegmenter],
+        make_click_model: Callable[[], FewShotSegmenter | None] = lambda: None,
+    ) -> None:
         self.settings = settings
         self._make_model = make_model
+        self._make_click_model = make_click_model
         self._model: FewShotSegmenter | None = None
+        self._click_model: FewShotSegmenter | None = None
         self._model_lock = Lock()
         self._opening = RLock()  # while a session is opened or closed, which takes its time
         self._lock = Lock()  # of the entries
@@ -112,6 +120,7 @@ class Hub:
         """The model of all sessions."""
         with self._model_lock:
             if self._model is None:
+                self._click_model = self._make_click_model()
                 self._model = self._make_model()
             return self._model
 
@@ -245,6 +254,7 @@ class Hub:
             session = fastfss.video.open(
                 self._frames(name, source),
                 self.model(),
+                click_model=self._click_model,
                 size=settings.size,
                 cache_bytes=settings.cache_bytes,
                 limits=settings.limits.video,

@@ -39,14 +39,19 @@ _LARGE_BODY = 64 << 20  # of Label Studio's, which may hold an image
 _CACHED = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 
-def make_app(settings: Settings, make_model: Callable[[], FewShotSegmenter]) -> FastAPI:
+def make_app(
+    settings: Settings,
+    make_model: Callable[[], FewShotSegmenter],
+    make_click_model: Callable[[], FewShotSegmenter | None] = lambda: None,
+) -> FastAPI:
     """The application.
 
     Args:
         settings: of the server.
         make_model: gives the model; called in the background when the server starts.
+        make_click_model: likewise what answers clicks; None: the model.
     """
-    hub = Hub(settings, make_model)
+    hub = Hub(settings, make_model, make_click_model)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

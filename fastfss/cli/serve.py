@@ -16,7 +16,7 @@ import typer
 from fastfss.atomic import check_writable
 from fastfss.cli.options import DebugOption
 from fastfss.cli.predict import check_device, method_options
-from fastfss.cli.video import chosen_video_method
+from fastfss.cli.video import chosen_click_model, chosen_video_method
 from fastfss.errors import import_extra
 from fastfss.methods import FewShotSegmenter, create_model
 
@@ -95,10 +95,12 @@ def serve(
     if threads is not None:
         torch.set_num_threads(threads)
 
+    chosen = method or chosen_video_method(backbone, weights)
+
     def make_model() -> FewShotSegmenter:
         torch.manual_seed(0)
         model = create_model(
-            method or chosen_video_method(backbone, weights),
+            chosen,
             encoder=backbone,
             layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
             weights=weights,
@@ -133,7 +135,8 @@ def serve(
             typer.echo("sessions go when it ends; --workspace FOLDER keeps them", err=True)
         if open_page:
             webbrowser.open(address)
-        run(make_app(settings, make_model), bound, settings)
+        app = make_app(settings, make_model, lambda: chosen_click_model(chosen, device))
+        run(app, bound, settings)
 
 
 def _address(host: str, port: int, token: str | None) -> str:

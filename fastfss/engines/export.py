@@ -32,6 +32,7 @@ from fastfss.engines.examples import (
     prepared,
     sized,
 )
+from fastfss.engines.folding import folded
 from fastfss.engines.graphs import EncodeGraph, MatchGraph, graphs_of
 from fastfss.engines.manifest import (
     ENCODE,
@@ -266,7 +267,7 @@ def to_onnx(
             f"({reason})"
         ) from error
     assert exported is not None
-    model: onnx.ModelProto = exported.model_proto
+    model = folded(exported.model_proto)
     _rename_axes(model, free)
     read = {name for node in model.graph.node for name in node.input}
     for one in [one for one in model.graph.input if one.name not in read]:

@@ -10,6 +10,7 @@ import torch
 
 from fastfss.engines.base import Engine
 from fastfss.engines.manifest import Manifest
+from fastfss.engines.meanwhile import MeanwhileEngine
 from fastfss.engines.mixed import MixedEngine
 from fastfss.errors import expected
 
@@ -25,7 +26,13 @@ BACKENDS: dict[str, tuple[str, str]] = {
 }
 
 
-def load(path: str | Path, backend: str = "auto", *, device: str | torch.device = "cpu") -> Engine:
+def load(
+    path: str | Path,
+    backend: str = "auto",
+    *,
+    device: str | torch.device = "cpu",
+    wait: bool = True,
+) -> Engine:
     """Load an engine folder of `fastfss export`.
 
     Args:
@@ -34,6 +41,8 @@ def load(path: str | Path, backend: str = "auto", *, device: str | torch.device 
             "openvino+eager"; or "auto": the fastest here of those that are installed, measured
             once and remembered beside the folder's manifest.
         device: "cpu" or "cuda".
+        wait: for a backend whose first load takes minutes (TensorRT builds). Else eager PyTorch
+            serves until it is made; `engine.notes` says which it is.
 
     Returns:
         The engine; `engine.stats()` says which it is and, of "auto", why.
@@ -59,9 +68,23 @@ def load(path: str | Path, backend: str = "auto", *, device: str | torch.device 
     started = time.perf_counter()
     manifest = Manifest.read(folder)
     reading = time.perf_counter() - started
-    engine = load_backend(backend, folder, manifest, where)
+    if not wait and "+" not in backend and _starts_slowly(backend, folder, manifest, where):
+        engine: Engine = MeanwhileEngine(
+            load_backend("eager", folder, manifest, where),
+            lambda: load_backend(backend, folder, manifest, where),
+            backend,
+        )
+    else:
+        engine = load_backend(backend, folder, manifest, where)
     engine.load_seconds += reading
     return engine
+
+
+def _starts_slowly(backend: str, folder: Path, manifest: Manifest, device: torch.device) -> bool:
+    kind = backend_class(backend)
+    if kind.why_not(manifest, device) is not None:
+        return False
+    return kind.slow_start(folder, manifest, device) is not None
 
 
 def load_backend(backend: str, folder: Path, manifest: Manifest, device: torch.device) -> Engine:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from fastfss.engines import EngineError
+from fastfss.engines.folding import folded
+from fastfss.engines.onnx_runtime import session
 from fastfss.engines.operators import ALLOWED, check_operators, operator_counts
 from tests.engines.conftest import Exported
 from tests.engines.test_agreement import methods
@@ -79,3 +82,35 @@ def test_uses_that_tensorrt_does_not_take_are_named(node: onnx.NodeProto, reason
 )
 def test_plain_uses_pass(node: onnx.NodeProto) -> None:
     check_operators(graph(node, constants={"few": [12]}), "match")
+
+
+@pytest.mark.parametrize("sizes", [[2, 3], None], ids=["given sizes", "equal parts"])
+def test_weights_that_are_split_become_weights(sizes: list[int] | None) -> None:
+    kernel = np.arange(2 * 5 * 9, dtype=np.float32).reshape(2, 5, 3, 3)
+    constants = [onnx.numpy_helper.from_array(kernel, "w")]
+    inputs = ["w"]
+    if sizes is not None:
+        constants.append(onnx.numpy_helper.from_array(np.array(sizes), "sizes"))
+        inputs.append("sizes")
+    extra = {} if sizes is not None else {"num_outputs": 2}
+    nodes = [
+        helper.make_node("Split", inputs, ["a", "b"], axis=1, **extra),
+        helper.make_node("Slice", ["x", "start", "stop", "axis"], ["part"]),
+        helper.make_node("Conv", ["part", "b" if sizes is not None else "a"], ["y"]),
+    ]
+    channels = 3
+    constants += [
+        onnx.numpy_helper.from_array(np.array([value]), name)
+        for name, value in (("start", 0), ("stop", channels), ("axis", 1))
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    opsets = [helper.make_opsetid("", 20)]
+    made = helper.make_graph(nodes, "graph", [x], [y], constants)
+    model = helper.make_model(made, opset_imports=opsets, ir_version=9)
+    image = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    (wanted,) = session(model.SerializeToString()).run(None, {"x": image})
+    result = folded(model)
+    assert [node.op_type for node in result.graph.node] == ["Slice", "Conv"]
+    (found,) = session(result.SerializeToString()).run(None, {"x": image})
+    np.testing.assert_array_equal(found, wanted)

@@ -19,6 +19,7 @@ from fastfss import engines
 from fastfss.engines import EngineError, Manifest
 from fastfss.engines.loading import BACKENDS
 from fastfss.engines.manifest import ENCODE, MATCH
+from fastfss.engines.meanwhile import MeanwhileEngine
 from fastfss.engines.tensorrt import BuildOptions, TensorRTEngine
 from fastfss.engines.tensorrt import engine as engine_module
 from fastfss.engines.tensorrt.device import Device
@@ -423,6 +424,41 @@ def test_auto_takes_it_once_it_is_built(
     again = engines.load(own_copy)
     assert "tensorrt" in again.why and "not tensorrt" not in again.why
     assert fake.count("build") == 2
+
+
+def test_eager_serves_while_plans_are_built(
+    fake: State, own_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    build = engine_module.build
+
+    def held(*arguments: object, **options: object) -> object:
+        assert go.wait(60)
+        return build(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine_module, "build", held)
+    engine = engines.load(own_copy, "tensorrt", wait=False)
+    assert isinstance(engine, MeanwhileEngine)
+    task, photo = fitted("ssp"), photographs()[0]
+    assert engine.name == "eager"
+    assert engine.notes == "tensorrt is being made; eager serves meanwhile"
+    first = engine.predict(photo, task)
+    assert not engine.wait(0.01)
+    go.set()
+    assert engine.wait(60)
+    assert engine.name == "tensorrt" and "match: built in" in engine.notes
+    assert_same_mask(engine.predict(photo, task), first)
+    assert isinstance(engines.load(own_copy, "tensorrt", wait=False), TensorRTEngine)
+
+
+def test_eager_goes_on_where_nothing_is_built(fake: State, own_copy: Path) -> None:
+    fake.refuse = {"build"}
+    engine = engines.load(own_copy, "tensorrt", wait=False)
+    assert isinstance(engine, MeanwhileEngine) and engine.wait(60)
+    assert engine.name == "eager"
+    assert "tensorrt could not be made, eager goes on" in engine.notes
+    assert "build was told to fail" in engine.notes
+    assert engine.predict(photographs()[0], fitted("ssp")).labels.shape == (90, 120)
 
 
 def test_progress_is_told(fake: State, own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
