@@ -230,6 +230,16 @@ def test_seeking_while_following_stays_where_it_was_sought(browser):
     assert browser.js("fastfss.frame") == 1
 
 
+def test_undo_goes_to_the_frame_that_it_changes(browser):
+    browser.open("clip")
+    browser.click(90, 110)
+    browser.js("fastfss.show(9)")
+    browser.until("fastfss.viewer.masks?.frame === 9")
+    browser.keys("CONTROL", "z")
+    browser.until("fastfss.frame === 0 && fastfss.viewer.masks?.frame === 0")
+    assert not browser.labels().any()
+
+
 def test_masks_from_a_file(browser, tmp_path):
     labels = np.zeros((320, 480), np.uint8)
     labels[50:90, 100:200], labels[200:230, 300:380] = 1, 2
