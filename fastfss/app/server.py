@@ -283,8 +283,10 @@ def _add_socket(app: FastAPI, hub: Hub) -> None:
         outbox = Outbox(asyncio.get_running_loop(), limits.waiting)
         sender = asyncio.create_task(_send(socket, outbox))
         try:
-            await run_in_threadpool(worker.join, outbox)
-            await _receive(socket, worker, outbox)
+            if await run_in_threadpool(worker.join, outbox):
+                await _receive(socket, worker, outbox)
+            else:
+                await socket.close(1012)  # the page comes again, and the session is opened again
         finally:
             worker.leave(outbox)
             sender.cancel()

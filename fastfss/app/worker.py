@@ -98,12 +98,15 @@ class Worker:
         """How many are connected."""
         return len(self._clients)
 
-    def join(self, client: Outbox) -> None:
-        """A client connects: it is told the state."""
+    def join(self, client: Outbox) -> bool:
+        """A client connects: it is told the state. False if the session was closed meanwhile."""
         with self._wake:
-            self._clients.append(client)
+            if self._closed:
+                return False
+            self._clients = [*self._clients, client]
             self.used = time.monotonic()
         client.newest(self._state())
+        return True
 
     def leave(self, client: Outbox) -> None:
         """A client is gone."""
@@ -133,8 +136,11 @@ class Worker:
             self._followed_up(seq)
 
         with self._wake:
-            self._others.append(do)
-            self._wake.notify()
+            if self._closed:
+                future.set_exception(ValueError("session: it was closed meanwhile"))
+            else:
+                self._others.append(do)
+                self._wake.notify()
         return future
 
     def see(self, frame: P.LiveFrame, client: Outbox) -> None:
@@ -168,11 +174,11 @@ class Worker:
                 live = None if job or other else self._live
                 if live is not None:
                     self._live = None
-                closed = self._closed
+                closed = self._closed and other is None
+            if closed:
+                self._finish()
+                return
             try:
-                if closed:
-                    self._finish()
-                    return
                 if other is not None:
                     other()
                 elif job is not None:
@@ -193,7 +199,7 @@ class Worker:
         try:
             reply = carry_out(self, command)
         except KNOWN_ERRORS as error:
-            client.reply(error_message(command.id, str(error)))
+            client.reply(error_message(command.id, self._problem(error)))
             return
         except Exception as error:
             _log.exception("%s", command.do)
@@ -229,7 +235,7 @@ class Worker:
             image = read_sent_image(sent.image, self._limits.video, "frame")
             result = self.session.step(image)
         except KNOWN_ERRORS as error:
-            client.reply(error_message(None, str(error)))
+            client.reply(error_message(None, self._problem(error)))
             return
         self._focus = result.frame
         masks = P.mask_frame(result.frame, result, self.session.size, P.PROPAGATED)
@@ -244,7 +250,7 @@ class Worker:
             result = next(propagation, None)
         except KNOWN_ERRORS as error:  # a frame that cannot be read
             for client in self._clients:
-                client.reply(error_message(None, str(error)))
+                client.reply(error_message(None, self._problem(error)))
             result = None
         if result is None:
             self.end()
@@ -284,11 +290,13 @@ class Worker:
             self.session.save(self._folder)
 
     def _finish(self) -> None:
-        if self._propagation is not None:
-            self._propagation.close()
         try:
+            if self._propagation is not None:
+                self._propagation.close()
             if len(self.session.history) != self._saved_events:
                 self._save()
+        except Exception:
+            _log.exception("a session could not be saved in '%s'", self._folder)
         finally:
             self.session.close()
 
@@ -338,6 +346,9 @@ class Worker:
         return self._elsewhere(session, frame, object)
 
     # ---- Messages
+
+    def _problem(self, error: BaseException) -> str:
+        return str(error).replace(f"{self._folder.parent}/", "")  # where it lies concerns no client
 
     def _tell(self, message: Plain) -> None:
         for client in self._clients:

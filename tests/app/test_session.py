@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from fastfss.video.rle import encode_mask
-from tests.app.client import Page, clip_folder, opened, page, serving
+from tests.app.client import SOCKET, Page, clip_folder, opened, page, serving
 from tests.video.clips import clip, iou
 
 FRAMES, MASKS = clip(4, 2)
@@ -185,6 +186,27 @@ def test_sessions_in_which_nothing_was_said_are_not_kept(tmp_path):
             one.ask("object.add")
         assert [one["id"] for one in client.get("/api/sources").json()["sessions"]] == [camera]
     assert not list((tmp_path / "work" / "sessions").iterdir())
+
+
+def test_a_closed_session_takes_nobody_and_saves_what_it_can(client, monkeypatch, caplog):
+    session = opened(client)
+    worker = client.app.state.hub.get(session)
+    with page(client, session) as one:
+        one.ask("object.add")
+
+    def full(_: object) -> None:
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr(worker.session, "save", full)
+    worker.close()
+    assert "could not be saved" in caplog.text
+    with pytest.raises(ValueError, match="closed meanwhile"):
+        worker.run(lambda one: one.seq).result(5)
+    with (
+        pytest.raises((ConnectionError, WebSocketDisconnect)),
+        client.websocket_connect(f"{SOCKET}/api/sessions/{session}/live") as socket,
+    ):
+        socket.receive_json()
 
 
 def test_export_of_what_changes_meanwhile_is_refused(client, monkeypatch):
@@ -382,3 +404,19 @@ def test_broken_annotation_files_change_nothing(client, name):
         assert answer.status_code == 400 and answer.json()["message"]
     with page(client, session) as one:
         assert not one.state["objects"] and not one.state["can_undo"]
+
+
+def test_uploaded_video_becomes_a_session(client):
+    session = opened(client)
+    with page(client, session) as one:
+        one.ask("object.add")
+        for frame in range(4):
+            one.ask("mask", frame=frame, object=1, runs=runs_of(MASKS[frame] == 1))
+    video = client.get(f"/api/sessions/{session}/export/overlay").content
+    other = uploaded(client, {"holiday.mp4": video})
+    with page(client, other) as one:
+        assert one.state["count"] == 4 and one.state["size"] == [60, 90]
+        one.ask("object.add")
+        one.ask("mask", frame=0, object=1, runs=runs_of(MASKS[0] == 1))
+        one.ask("propagate", frame=0)
+        assert told(one, "progress", ended=True)["done"] == 3

@@ -10,6 +10,7 @@ import { SupportDialog } from "./support.js";
 import { drawTracks, frameAt } from "./timeline.js";
 import { Viewer } from "./viewer.js";
 
+const HINT = "Click on something to segment it. Right click, or “− not it”, takes away.";
 const PLAYED = 24; // frames a second at most, where the video says nothing
 const TOLD = 6000; // milliseconds that a message stays
 
@@ -75,11 +76,14 @@ class App {
     $("camera-frame").hidden = true;
     $("hint").hidden = false;
     history.replaceState(null, "", `#s=${session}`);
-    this.link = new Connection(session, {
-      message: (plain) => this.take(plain),
-      masks: (data) => this.takeMasks(data),
-      link: (on, gone) => this.linked(on, gone),
+    $("hint").textContent = HINT;
+    // What the session before still had to say is of no interest.
+    const link = new Connection(session, {
+      message: (plain) => link === this.link && this.take(plain),
+      masks: (data) => link === this.link && this.takeMasks(data),
+      link: (on, gone) => link === this.link && this.linked(on, gone),
     });
+    this.link = link;
   }
 
   /** @param {boolean} on @param {boolean} gone */
@@ -102,7 +106,7 @@ class App {
     else if (plain.kind === "prompts" && plain.frame === this.frame) this.setPrompts(plain.prompts);
     else if (plain.kind === "stats") {
       this.stats = plain;
-      showStats(plain, this.state, this.drawnIn);
+      if (this.state) showStats(plain, this.state, this.drawnIn);
     }
   }
 
@@ -312,6 +316,14 @@ class App {
     this.asked = 0;
   }
 
+  /** Undo or redo, and go where it changed something. @param {"undo" | "redo"} what */
+  async move(what) {
+    const reply = await this.ask(what);
+    if (reply?.frame !== undefined && reply.frame !== this.frame) {
+      await this.show(reply.frame).catch(this.fail);
+    }
+  }
+
   async addObject() {
     const reply = await this.ask("object.add");
     if (reply) this.choose(reply.object);
@@ -477,8 +489,8 @@ class App {
     }
     $("width").oninput = () => { this.viewer.width = Number($("width").value); };
     on("open", () => this.openDialog().catch(this.fail));
-    on("undo", () => this.ask("undo"));
-    on("redo", () => this.ask("redo"));
+    on("undo", () => this.move("undo"));
+    on("redo", () => this.move("redo"));
     on("keys", () => $("keys-dialog").showModal());
     on("clear", () => this.ask("clear", { frame: this.frame, object: this.object || null }));
     on("view", () => this.setView(VIEWS[(VIEWS.indexOf(this.viewer.view) + 1) % VIEWS.length]));
@@ -557,8 +569,8 @@ class App {
     const key = event.key.toLowerCase();
     const [width, height] = this.viewer.size;
     const [x, y] = { arrowleft: [-1, 0], arrowright: [1, 0], arrowup: [0, -1], arrowdown: [0, 1] }[key] ?? [0, 0];
-    if (key === "z" && !event.shiftKey) this.ask("undo");
-    else if (key === "y" || key === "z") this.ask("redo");
+    if (key === "z" && !event.shiftKey) this.move("undo");
+    else if (key === "y" || key === "z") this.move("redo");
     else if (x || y) {
       const by = (event.shiftKey ? 1 : 12) / Math.min(width, height);
       this.cursor[0] = Math.min(0.999, Math.max(0, this.cursor[0] + x * by * (height < width ? height / width : 1)));
