@@ -1,4 +1,4 @@
-"""NoC of GrabCut alone, prototypes alone, and sessions with refinements, on one table.
+"""NoC of GrabCut alone, prototypes alone, the default model, and refinements, on one table.
 
     python -m bench.interactive.noc --data FOLDER --encoder mobilenet_v2_tf --weights FILE \
         --layers layer3,layer4 --count 150 --out rows.json
@@ -68,12 +68,18 @@ def main() -> None:
             **options,
         ).for_inference()
 
+    def default() -> fastfss.methods.FewShotSegmenter:
+        return fastfss.create_model("default").for_inference()
+
     starts: dict[str, Callable[[], Start]] = {
         "grabcut alone": lambda: GrabCutAlone,
         "prototypes": lambda: by_session(model("mlc"), "none"),
         "prototypes, guided": lambda: by_session(model("mlc"), "guided"),
         "prototypes, grabcut": lambda: by_session(model("mlc"), "grabcut"),
         "ssp, grabcut": lambda: by_session(model("ssp"), "grabcut"),
+        "default": lambda: by_session(default(), "none"),
+        "default, guided": lambda: by_session(default(), "guided"),
+        "default, edges": lambda: by_session(default(), "edges"),
     }
     rows = []
     for name, start in starts.items():

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock, RLock
 from typing import Annotated, Any, Literal
@@ -34,6 +34,7 @@ from fastfss.video import LiveSource
 from fastfss.video.source import IMAGE_SUFFIXES, open_source
 
 _VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".gif"))
+_SECONDS_TO_OPEN = 3600  # an upload, before it is deleted
 _ID = re.compile(r"[A-Za-z0-9_-]{8,32}")
 
 
@@ -85,27 +86,30 @@ def read_source(text: str | bytes) -> Source:
         raise ValueError(first_problem(error, "source")) from None
 
 
-@dataclass
-class _Entry:
-    worker: Worker
-    opened: float
-
-
 class Hub:
     """Opens sessions, and finds them by their ids.
 
     Args:
         settings: of the server.
         make_model: gives the model, once, when the first session needs it.
+        make_click_model: likewise what answers clicks, see VideoSession.
     """
 
-    def __init__(self, settings: Settings, make_model: Callable[[], FewShotSegmenter]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        make_model: Callable[[], FewShotSegmenter],
+        make_click_model: Callable[[], FewShotSegmenter | None] = lambda: None,
+    ) -> None:
         self.settings = settings
         self._make_model = make_model
+        self._make_click_model = make_click_model
         self._model: FewShotSegmenter | None = None
+        self._click_model: FewShotSegmenter | None = None
         self._model_lock = Lock()
-        self._lock = RLock()
-        self._entries: dict[str, _Entry] = {}
+        self._opening = RLock()  # while a session is opened or closed, which takes its time
+        self._lock = Lock()  # of the entries
+        self._entries: dict[str, Worker] = {}
         self._folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -116,6 +120,7 @@ class Hub:
         """The model of all sessions."""
         with self._model_lock:
             if self._model is None:
+                self._click_model = self._make_click_model()
                 self._model = self._make_model()
             return self._model
 
@@ -135,6 +140,7 @@ class Hub:
         Raises:
             BusyError: the workspace is full.
         """
+        self._drop_abandoned()
         used = sum(p.stat().st_size for p in self._folder.rglob("*") if p.is_file())
         if used + self.settings.limits.upload_bytes > self.settings.limits.workspace_bytes:
             raise BusyError(f"the workspace is full ({used >> 20} MiB): remove sessions")
@@ -150,7 +156,7 @@ class Hub:
             ValueError: too many files, or neither image nor video.
         """
         folder = self._existing(upload) / "source"
-        if not folder.is_dir() or upload in self._entries:
+        if not folder.is_dir() or (folder.parent / "source.json").exists():
             raise KeyError(upload)
         if not 0 <= number < self.settings.limits.files:
             raise expected("file", f"at most {self.settings.limits.files} files", str(number + 1))
@@ -169,7 +175,7 @@ class Hub:
     # ---- Sessions
 
     def open(self, source: Source) -> str:
-        """Open a session; its id.
+        """Open a session; its id. An upload that is no video is deleted.
 
         Raises:
             BusyError: as many are open as the server takes, and all in use.
@@ -177,70 +183,100 @@ class Hub:
             ValueError, OSError: what is no video.
         """
         name = source.id if isinstance(source, Upload) else secrets.token_urlsafe(9)
-        with self._lock:
-            if name not in self._entries:
+        with self._opening:
+            if self._open_one(name) is None:
                 self._open(name, source)
         return name
 
     def get(self, name: str) -> Worker:
         """The worker of a session; one that is saved is opened again. KeyError if there is none."""
-        with self._lock:
-            entry = self._entries.get(name)
-            if entry is None:
-                path = self._existing(name) / "source.json"
-                if not path.exists():
-                    raise KeyError(name)
-                source = read_source(path.read_bytes())
-                if isinstance(source, Camera):
-                    raise KeyError(name)  # its frames are gone
-                self._open(name, source)
-                entry = self._entries[name]
-            entry.worker.used = time.monotonic()
-            return entry.worker
+        worker = self._open_one(name)
+        if worker is None:
+            with self._opening:
+                worker = self._open_one(name) or self._open_again(name)
+        worker.used = time.monotonic()
+        return worker
 
     def sessions(self) -> list[dict[str, Any]]:
         """Those that are open or saved, for the page, the newest first."""
         found = []
         for path in self._folder.glob("*/source.json"):
             source, name = read_source(path.read_bytes()), path.parent.name
-            if isinstance(source, Camera) and name not in self._entries:
-                continue  # its frames are gone
-            events = path.parent / "session" / "events.jsonl"
+            events, worker = path.parent / "session" / "events.jsonl", self._open_one(name)
+            said = events.exists() or (worker is not None and bool(worker.session.history))
+            if not said or (worker is None and isinstance(source, Camera)):
+                continue
             changed = (events if events.exists() else path).stat().st_mtime
             found.append({"id": name, "title": _title(source), "changed": changed})
         return sorted(found, key=lambda one: -one["changed"])
 
     def remove(self, name: str) -> None:
         """Close a session and delete its files; KeyError if there is none."""
-        with self._lock:
+        with self._opening:
             folder = self._existing(name)
-            entry = self._entries.pop(name, None)
-            if entry is not None:
-                entry.worker.close()
+            self._close(name)
             shutil.rmtree(folder)
 
     def close(self) -> None:
-        """Save and close all."""
-        with self._lock:
-            for name in list(self._entries):
-                self._entries.pop(name).worker.close()
+        """Save and close all; webcams go, and what is neither uploaded nor was said anything of."""
+        with self._opening:
+            for name, worker in list(self._entries.items()):
+                source = read_source((self._folder / name / "source.json").read_bytes())
+                said = bool(worker.session.history)
+                self._close(name)
+                if isinstance(source, Camera) or not (said or isinstance(source, Upload)):
+                    shutil.rmtree(self._folder / name)
 
-    def _open(self, name: str, source: Source) -> None:
+    def _open_one(self, name: str) -> Worker | None:
+        with self._lock:
+            return self._entries.get(name)
+
+    def _close(self, name: str) -> None:
+        with self._lock:
+            worker = self._entries.pop(name, None)
+        if worker is not None:
+            worker.close()
+
+    def _open_again(self, name: str) -> Worker:
+        path = self._existing(name) / "source.json"
+        if not path.exists():
+            raise KeyError(name)
+        source = read_source(path.read_bytes())
+        if isinstance(source, Camera):
+            raise KeyError(name)  # its frames are gone
+        return self._open(name, source)
+
+    def _open(self, name: str, source: Source) -> Worker:
         self._make_room()
         settings = self.settings
         folder = self._folder / name
-        session = fastfss.video.open(
-            self._frames(name, source),
-            self.model(),
-            size=settings.size,
-            cache_bytes=settings.cache_bytes,
-            limits=settings.limits.video,
-            workspace=folder / "session",
-        )
+        try:
+            session = fastfss.video.open(
+                self._frames(name, source),
+                self.model(),
+                click_model=self._click_model,
+                size=settings.size,
+                cache_bytes=settings.cache_bytes,
+                limits=settings.limits.video,
+                workspace=folder / "session",
+            )
+        except (ValueError, OSError):
+            if isinstance(source, Upload) and not (folder / "source.json").exists():
+                shutil.rmtree(folder)
+            raise
         folder.mkdir(exist_ok=True)
         write_text_atomically(folder / "source.json", source.model_dump_json())
         worker = Worker(session, folder / "session", settings.limits, self._elsewhere)
-        self._entries[name] = _Entry(worker, time.monotonic())
+        with self._lock:
+            self._entries[name] = worker
+        return worker
+
+    def _drop_abandoned(self) -> None:
+        """Delete uploads that nobody opened."""
+        for folder in self._folder.iterdir():
+            old = time.time() - folder.stat().st_mtime > _SECONDS_TO_OPEN
+            if old and not (folder / "source.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _frames(self, name: str, source: Source) -> object:
         if isinstance(source, Sample):
@@ -260,13 +296,14 @@ class Hub:
         return opened
 
     def _make_room(self) -> None:
-        if len(self._entries) < self.settings.limits.sessions:
-            return
-        idle = [name for name, entry in self._entries.items() if entry.worker.clients == 0]
-        if not idle:
-            raise BusyError(f"{len(self._entries)} sessions are open and in use: close one")
-        oldest = min(idle, key=lambda name: self._entries[name].worker.used)
-        self._entries.pop(oldest).worker.close()
+        with self._lock:
+            if len(self._entries) < self.settings.limits.sessions:
+                return
+            idle = [name for name, worker in self._entries.items() if worker.clients == 0]
+            if not idle:
+                raise BusyError(f"{len(self._entries)} sessions are open and in use: close one")
+            oldest = min(idle, key=lambda name: self._entries[name].used)
+        self._close(oldest)
 
     def _existing(self, name: str) -> Path:
         folder = self._folder / name
@@ -277,11 +314,10 @@ class Hub:
     def _elsewhere(
         self, session: str, frame: int, object: int
     ) -> tuple[ImageLike, npt.NDArray[np.bool_], str]:
-        with self._lock:
-            entry = self._entries.get(session)
-        if entry is None:
+        worker = self._open_one(session)
+        if worker is None:
             raise expected("session", "an open one", repr(session))
-        other = entry.worker.session
+        other = worker.session
         result = other.result(frame)
         if result is None or object not in result.objects:
             raise expected("shown", f"an object that has a mask in frame {frame}", str(object))

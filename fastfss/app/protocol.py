@@ -267,5 +267,5 @@ def mask_frame(frame: int, result: FrameResult | None, size: tuple[int, int], fl
 
 
 EXPORTS: tuple[ExportFormat, ...] = (
-    "davis", "binary", "overlay", "coco", "ytvis", "cutout", "csv",
+    "davis", "binary", "overlay", "coco", "ytvis", "cvat", "cutout", "csv",
 )  # fmt: skip

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import json
+from contextlib import suppress
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
@@ -95,6 +98,10 @@ def _tokens(scope: Scope, headers: Headers) -> list[str]:
     kind, _, value = headers.get("authorization", "").partition(" ")
     if kind.lower() in ("bearer", "token"):
         found.append(value.strip())
+    elif kind.lower() == "basic":  # as Label Studio does; the name is of no matter
+        with suppress(binascii.Error):
+            decoded = base64.b64decode(value).decode("utf-8", "replace")
+            found.append(decoded.partition(":")[2])
     cookies: SimpleCookie = SimpleCookie()
     try:
         cookies.load(headers.get("cookie", ""))

@@ -20,8 +20,10 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from fastfss.app import protocol as P
+from fastfss.app.annotations import IMPORTS, add_annotations
 from fastfss.app.hub import BusyError, Hub, read_source
 from fastfss.app.images import jpeg
+from fastfss.app.label_studio import VERSION, LabelStudio
 from fastfss.app.outbox import Outbox
 from fastfss.app.security import COOKIE, Guard, query_token
 from fastfss.app.settings import Settings
@@ -33,17 +35,23 @@ from fastfss.methods import FewShotSegmenter
 _log = logging.getLogger("fastfss.app")
 STATIC = Path(__file__).parent / "static"
 _SMALL_BODY = 4096  # bytes of a request's JSON
+_LARGE_BODY = 64 << 20  # of Label Studio's, which may hold an image
 _CACHED = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 
-def make_app(settings: Settings, make_model: Callable[[], FewShotSegmenter]) -> FastAPI:
+def make_app(
+    settings: Settings,
+    make_model: Callable[[], FewShotSegmenter],
+    make_click_model: Callable[[], FewShotSegmenter | None] = lambda: None,
+) -> FastAPI:
     """The application.
 
     Args:
         settings: of the server.
         make_model: gives the model; called in the background when the server starts.
+        make_click_model: likewise what answers clicks; None: the model.
     """
-    hub = Hub(settings, make_model)
+    hub = Hub(settings, make_model, make_click_model)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -59,7 +67,10 @@ def make_app(settings: Settings, make_model: Callable[[], FewShotSegmenter]) -> 
     _add_pages(app, settings)
     _add_uploads(app, hub)
     _add_sessions(app, hub)
+    _add_annotations(app, hub)
     _add_socket(app, hub)
+    if settings.label_studio is not None:
+        _add_label_studio(app, LabelStudio(settings, hub.model))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
 
@@ -176,14 +187,23 @@ def _add_sessions(app: FastAPI, hub: Hub) -> None:
         return _exported(hub.get(name), format, hub.settings.workspace)
 
 
-_FILES = {"overlay": "overlay.mp4", "coco": "coco.json", "ytvis": "ytvis.json", "csv": "areas.csv"}
+_FILES = {
+    **{"overlay": "overlay.mp4", "coco": "coco.json", "ytvis": "ytvis.json"},
+    **{"cvat": "cvat.xml", "csv": "areas.csv"},
+}
 
 
 def _exported(worker: Worker, format: Any, workspace: Path) -> Response:
-    folder = Path(tempfile.mkdtemp(prefix="export-", dir=workspace))
+    session, folder = worker.session, Path(tempfile.mkdtemp(prefix="export-", dir=workspace))
+    seq = session.seq
     try:
-        name = f"{_plain_name(worker.session.source.name)}-{_FILES.get(format, format)}"
-        written = worker.session.export(folder / _FILES.get(format, format), format)
+        name = f"{_plain_name(session.source.name)}-{_FILES.get(format, format)}"
+        try:
+            written = session.export(folder / _FILES.get(format, format), format)
+        finally:
+            # Not held up for an export that may take minutes, but not mixed with it either.
+            if session.seq != seq:
+                raise HTTPException(409, "the masks changed while they were exported: try again")
         if written.is_dir():
             name, written = f"{name}.zip", _zipped(written, folder / "export.zip")
     except BaseException:
@@ -214,6 +234,37 @@ async def _body(request: Request, limit: int) -> bytes:
     return found
 
 
+def _add_annotations(app: FastAPI, hub: Hub) -> None:
+    @app.put("/api/sessions/{session}/annotations")
+    async def give(session: str, name: str, request: Request, frame: int = 0) -> dict[str, Any]:
+        worker = await run_in_threadpool(hub.get, session)
+        data = await _body(request, hub.settings.limits.image_bytes)
+        suffix = Path(name).suffix.lower()
+        with tempfile.TemporaryDirectory(prefix="import-", dir=hub.settings.workspace) as folder:
+            path = Path(folder) / f"annotations{suffix if suffix in IMPORTS else ''}"
+            path.write_bytes(data)
+            frames = worker.run(lambda one: add_annotations(one, path, frame))
+            return {"frames": await asyncio.wrap_future(frames)}
+
+
+def _add_label_studio(app: FastAPI, studio: LabelStudio) -> None:
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "UP", "model_class": "fastfss"}
+
+    @app.post("/setup")
+    def setup() -> dict[str, str]:
+        return {"model_version": VERSION}
+
+    @app.post("/webhook")
+    def webhook() -> dict[str, str]:
+        return {}
+
+    @app.post("/predict")
+    async def predict(request: Request) -> dict[str, Any]:
+        return await run_in_threadpool(studio.predict, await _body(request, _LARGE_BODY))
+
+
 def _add_socket(app: FastAPI, hub: Hub) -> None:
     limits = hub.settings.limits
 
@@ -232,8 +283,10 @@ def _add_socket(app: FastAPI, hub: Hub) -> None:
         outbox = Outbox(asyncio.get_running_loop(), limits.waiting)
         sender = asyncio.create_task(_send(socket, outbox))
         try:
-            await run_in_threadpool(worker.join, outbox)
-            await _receive(socket, worker, outbox)
+            if await run_in_threadpool(worker.join, outbox):
+                await _receive(socket, worker, outbox)
+            else:
+                await socket.close(1012)  # the page comes again, and the session is opened again
         finally:
             worker.leave(outbox)
             sender.cancel()

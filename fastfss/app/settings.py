@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fastfss.errors import expected
 from fastfss.video.limits import Limits
@@ -51,15 +52,19 @@ class Settings:
         sources: name -> video file or folder that the page offers.
         size: pixels of the shorter side as the model sees frames.
         cache_bytes: of features, for each session.
+        label_studio: the address of a Label Studio that may ask for masks; None for none.
+        label_studio_key: what images are fetched from it with.
         limits: of what clients may ask for.
     """
 
     workspace: Path
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     hosts: tuple[str, ...] = _LOCAL
     sources: dict[str, Path] = field(default_factory=dict)
     size: int = 480
     cache_bytes: int = 512 * _MEBIBYTE
+    label_studio: str | None = None
+    label_studio_key: str | None = field(default=None, repr=False)
     limits: AppLimits = field(default_factory=AppLimits)
 
     def __post_init__(self) -> None:
@@ -67,6 +72,10 @@ class Settings:
             raise expected("token", "one where any host may connect", "none")
         if self.token is not None and len(self.token) < 16:
             raise expected("token", "at least 16 characters", f"{len(self.token)}")
+        if self.label_studio is not None:
+            parts = urlsplit(self.label_studio)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise expected("label_studio", "http://HOST:PORT", repr(self.label_studio))
 
 
 def is_local(host: str) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +47,9 @@ class Elsewhere(Protocol):
         """The image, an object's mask and the name of a frame of another session."""
 
 
+Answer = TypeVar("Answer")
+
+
 @dataclass(frozen=True)
 class _Job:
     command: P.AnyCommand
@@ -71,6 +77,7 @@ class Worker:
         self._elsewhere = elsewhere
         self._wake = Condition()
         self._jobs: deque[_Job] = deque()
+        self._others: deque[Callable[[], None]] = deque()
         self._live: tuple[P.LiveFrame, Outbox] | None = None
         self._clients: list[Outbox] = []
         self._closed = False
@@ -91,12 +98,15 @@ class Worker:
         """How many are connected."""
         return len(self._clients)
 
-    def join(self, client: Outbox) -> None:
-        """A client connects: it is told the state."""
+    def join(self, client: Outbox) -> bool:
+        """A client connects: it is told the state. False if the session was closed meanwhile."""
         with self._wake:
-            self._clients.append(client)
+            if self._closed:
+                return False
+            self._clients = [*self._clients, client]
             self.used = time.monotonic()
         client.newest(self._state())
+        return True
 
     def leave(self, client: Outbox) -> None:
         """A client is gone."""
@@ -112,6 +122,26 @@ class Worker:
             self._jobs.append(_Job(command, client, time.perf_counter()))
             self._wake.notify()
         return True
+
+    def run(self, action: Callable[[VideoSession], Answer]) -> Future[Answer]:
+        """Have anything else done to the session, between two commands."""
+        future: Future[Answer] = Future()
+
+        def do() -> None:
+            seq = self.session.seq
+            try:
+                future.set_result(action(self.session))
+            except Exception as error:
+                future.set_exception(error)
+            self._followed_up(seq)
+
+        with self._wake:
+            if self._closed:
+                future.set_exception(ValueError("session: it was closed meanwhile"))
+            else:
+                self._others.append(do)
+                self._wake.notify()
+        return future
 
     def see(self, frame: P.LiveFrame, client: Outbox) -> None:
         """A frame of a webcam; one that still waits is dropped."""
@@ -132,23 +162,26 @@ class Worker:
         while True:
             with self._wake:
                 waited = 0.0
-                while not (self._jobs or self._live or self._closed or self._propagation):
+                while not self._work():
                     # Idle work one after another, each when nothing came for a while.
                     before = time.monotonic()
                     self._wake.wait(self._idle_in(waited))
                     waited += time.monotonic() - before
-                    if not self._jobs and self._idle_in(waited) == 0.0:
+                    if not self._work() and self._idle_in(waited) == 0.0:
                         break
-                job = self._jobs.popleft() if self._jobs else None
-                live = None if job else self._live
+                other = self._others.popleft() if self._others else None
+                job = self._jobs.popleft() if self._jobs and other is None else None
+                live = None if job or other else self._live
                 if live is not None:
                     self._live = None
-                closed = self._closed
+                closed = self._closed and other is None
+            if closed:
+                self._finish()
+                return
             try:
-                if closed:
-                    self._finish()
-                    return
-                if job is not None:
+                if other is not None:
+                    other()
+                elif job is not None:
                     self._do(job)
                 elif live is not None:
                     self._step(*live)
@@ -166,7 +199,7 @@ class Worker:
         try:
             reply = carry_out(self, command)
         except KNOWN_ERRORS as error:
-            client.reply(error_message(command.id, str(error)))
+            client.reply(error_message(command.id, self._problem(error)))
             return
         except Exception as error:
             _log.exception("%s", command.do)
@@ -176,14 +209,24 @@ class Worker:
             client.answer(command.frame, self._masks(command.frame))
         took = time.perf_counter() - job.since
         client.reply({"kind": "reply", "id": command.id, "seconds": round(took, 4), **reply})
-        if self.session.seq != seq:
-            self.used = time.monotonic()
-            if self._propagation is not None and self._propagation.seq != self.session.seq:
-                self.end()
-            if isinstance(command, P.Clicks | P.Box | P.Scribble):
-                self._latencies.append(took)
-            self._tell(self._state())
-            self._tell(self._stats())
+        if isinstance(command, P.Clicks | P.Box | P.Scribble):
+            self._latencies.append(took)
+        self._followed_up(seq)
+
+    def _followed_up(self, seq: int) -> None:
+        """After something that may have changed the state `seq`."""
+        if self.session.seq == seq:
+            return
+        self.used = time.monotonic()
+        if self._propagation is not None and self._propagation.seq != self.session.seq:
+            self.end()
+        self._tell(self._state())
+        self._tell(self._stats())
+
+    def _work(self) -> bool:
+        """Whether there is anything to do at once."""
+        waiting = self._jobs or self._others or self._live or self._propagation
+        return self._closed or bool(waiting)
 
     def _step(self, sent: P.LiveFrame, client: Outbox) -> None:
         try:
@@ -192,7 +235,7 @@ class Worker:
             image = read_sent_image(sent.image, self._limits.video, "frame")
             result = self.session.step(image)
         except KNOWN_ERRORS as error:
-            client.reply(error_message(None, str(error)))
+            client.reply(error_message(None, self._problem(error)))
             return
         self._focus = result.frame
         masks = P.mask_frame(result.frame, result, self.session.size, P.PROPAGATED)
@@ -207,7 +250,7 @@ class Worker:
             result = next(propagation, None)
         except KNOWN_ERRORS as error:  # a frame that cannot be read
             for client in self._clients:
-                client.reply(error_message(None, str(error)))
+                client.reply(error_message(None, self._problem(error)))
             result = None
         if result is None:
             self.end()
@@ -236,7 +279,8 @@ class Worker:
     def _idle(self) -> None:
         focus, self._focus = self._focus, None
         if focus is not None and focus not in self.session.tracker.cache:
-            self.session.tracker.features(focus)
+            with suppress(*KNOWN_ERRORS):  # who asks for the frame is told
+                self.session.tracker.features(focus)
         elif len(self.session.history) != self._saved_events:
             self._save()
 
@@ -246,11 +290,13 @@ class Worker:
             self.session.save(self._folder)
 
     def _finish(self) -> None:
-        if self._propagation is not None:
-            self._propagation.close()
         try:
+            if self._propagation is not None:
+                self._propagation.close()
             if len(self.session.history) != self._saved_events:
                 self._save()
+        except Exception:
+            _log.exception("a session could not be saved in '%s'", self._folder)
         finally:
             self.session.close()
 
@@ -300,6 +346,9 @@ class Worker:
         return self._elsewhere(session, frame, object)
 
     # ---- Messages
+
+    def _problem(self, error: BaseException) -> str:
+        return str(error).replace(f"{self._folder.parent}/", "")  # where it lies concerns no client
 
     def _tell(self, message: Plain) -> None:
         for client in self._clients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 import webbrowser
@@ -15,7 +16,7 @@ import typer
 from fastfss.atomic import check_writable
 from fastfss.cli.options import DebugOption
 from fastfss.cli.predict import check_device, method_options
-from fastfss.cli.video import chosen_video_method
+from fastfss.cli.video import chosen_click_model, chosen_video_method
 from fastfss.errors import import_extra
 from fastfss.methods import FewShotSegmenter, create_model
 
@@ -66,6 +67,13 @@ def serve(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    label_studio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Be an ML backend of this Label Studio; LABEL_STUDIO_API_KEY fetches its images.",
+        ),
+    ] = None,
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in the browser.")
     ] = False,
@@ -87,10 +95,12 @@ def serve(
     if threads is not None:
         torch.set_num_threads(threads)
 
+    chosen = method or chosen_video_method(backbone, weights)
+
     def make_model() -> FewShotSegmenter:
         torch.manual_seed(0)
         model = create_model(
-            method or chosen_video_method(backbone, weights),
+            chosen,
             encoder=backbone,
             layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
             weights=weights,
@@ -114,6 +124,8 @@ def serve(
             token=token if local or token else secrets.token_urlsafe(18),
             hosts=("127.0.0.1", "localhost", "::1") if local else (),
             size=size,
+            label_studio=None if label_studio is None else label_studio.rstrip("/"),
+            label_studio_key=os.environ.get("LABEL_STUDIO_API_KEY"),
         )
         settings = with_sources(settings, sources or [])
         bound = stack.enter_context(listen(host, port))
@@ -123,7 +135,8 @@ def serve(
             typer.echo("sessions go when it ends; --workspace FOLDER keeps them", err=True)
         if open_page:
             webbrowser.open(address)
-        run(make_app(settings, make_model), bound, settings)
+        app = make_app(settings, make_model, lambda: chosen_click_model(chosen, device))
+        run(app, bound, settings)
 
 
 def _address(host: str, port: int, token: str | None) -> str:

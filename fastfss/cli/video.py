@@ -22,8 +22,8 @@ from fastfss.cli.prediction_run import interruptions, progress_bar
 from fastfss.cli.prediction_settings import PredictionSettings, Way, differences, file_record
 from fastfss.errors import expected
 from fastfss.interactive.refinement import RefinementName
-from fastfss.methods import NAMED_MODELS, create_model
-from fastfss.methods.named_models import DEFAULT_VIDEO
+from fastfss.methods import NAMED_MODELS, FewShotSegmenter, create_model
+from fastfss.methods.named_models import DEFAULT, DEFAULT_VIDEO
 from fastfss.video import VideoSession, keep_freed_memory
 from fastfss.video.export import ExportFormat
 from fastfss.video.label_files import read_labels
@@ -35,7 +35,7 @@ _INTERRUPTED = 130
 _SECONDS_BETWEEN_SAVES = 10.0
 _FILES: dict[ExportFormat, str] = {
     **{"davis": "masks", "binary": "binary", "cutout": "cutouts", "overlay": "overlay.mp4"},
-    **{"coco": "coco.json", "ytvis": "ytvis.json", "csv": "objects.csv"},
+    **{"coco": "coco.json", "ytvis": "ytvis.json", "cvat": "cvat.xml", "csv": "objects.csv"},
 }
 
 
@@ -159,6 +159,13 @@ def chosen_video_method(backbone: str | None, weights: str | None) -> str:
     return DEFAULT_VIDEO if own else NAMED_MODELS[DEFAULT_VIDEO].method
 
 
+def chosen_click_model(method: str, device: str) -> FewShotSegmenter | None:
+    """The default model beside the default method; else clicks are the method's own."""
+    if method != DEFAULT_VIDEO:
+        return None
+    return create_model(DEFAULT).to(device).for_inference()
+
+
 def _session(
     source: FrameSource,
     settings: PredictionSettings,
@@ -195,6 +202,7 @@ def _session(
         model.to(device).for_inference(),
         size=settings.size,
         refinement=_refinement(refinement),
+        click_model=chosen_click_model(settings.method, device),
         workspace=folder,
     )
     write_text_atomically(path, json.dumps(record) + "\n")

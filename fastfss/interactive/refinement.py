@@ -19,6 +19,7 @@ RefinementName = Literal["none", "guided", "grabcut", "edges"]
 
 GUIDED_RADIUS = 1 / 30  # of the shorter side
 GUIDED_EPS = 1e-4
+GUIDED_SIDE = 480  # the shorter side that the functions of windows are fitted at, at most
 GRABCUT_SIDE = 320
 GRABCUT_ROUNDS = 2
 EDGES_SIDE = 480
@@ -46,16 +47,26 @@ def guided_filter(image: Tensor, probability: Tensor, annotation: Tensor) -> Ten
 
     In each window the probability is fitted by a linear function of the guide, so that its edges
     become the image's. Annotated pixels keep what is said of them.
+
+    Of a large image they are fitted at 480 pixels a side and applied to all of its pixels, as in He
+    and Sun's fast guided filter (arXiv:1505.00996).
     """
     guide = image.float().mean(dim=0) / 255
-    p = probability.float()
-    radius = max(1, round(GUIDED_RADIUS * min(image.shape[1:])))
-    mean_i, mean_p, mean_ip, mean_ii = box_means(
-        torch.stack([guide, p, guide * p, guide * guide]), radius
-    )
+    both = torch.stack([guide, probability.float()])
+    size = (image.shape[1], image.shape[2])
+    scale = GUIDED_SIDE / min(size)
+    if scale < 1:
+        small = (round(scale * size[0]), round(scale * size[1]))
+        # Seven times as fast as "area" where the sides are no multiples.
+        both = F.interpolate(both[None], small, mode="bilinear", antialias=True)[0]
+    i, p = both
+    radius = max(1, round(GUIDED_RADIUS * min(i.shape)))
+    mean_i, mean_p, mean_ip, mean_ii = box_means(torch.stack([i, p, i * p, i * i]), radius)
     slope = (mean_ip - mean_i * mean_p) / (mean_ii - mean_i**2 + GUIDED_EPS)
-    mean_slope, mean_offset = box_means(torch.stack([slope, mean_p - slope * mean_i]), radius)
-    return _said((mean_slope * guide + mean_offset).clamp(0, 1).float(), annotation)
+    means = box_means(torch.stack([slope, mean_p - slope * mean_i]), radius)
+    if scale < 1:
+        means = F.interpolate(means[None].float(), size, mode="bilinear")[0]
+    return _said((means[0] * guide + means[1]).clamp(0, 1).float(), annotation)
 
 
 def box_means(

@@ -283,15 +283,17 @@ class LabelPropagation(FewShotSegmenter):
         keys = torch.cat([one.keys for one in references], dim=1)
         values = torch.cat([one.values for one in references], dim=1)
         weights = torch.cat([one.weights for one in references])
-        query = map_of(features, "features").float()
-        scale = self.config.far_scale
+        query, scale = map_of(features, "features"), self.config.far_scale
         if where is None:
-            return dense_match(query, keys[None], values[None], weights[None], scale=scale)[0]
+            whole = query.float()
+            return dense_match(whole, keys[None], values[None], weights[None], scale=scale)[0]
         height, width = query.shape[2:]
-        found = query.new_zeros(values.shape[0], height * width)
+        found = values.new_zeros(values.shape[0], height * width)
         found[0] = 1
         if len(where):
-            some = query.flatten(2)[:, :, where].unsqueeze(2)  # (1, C, 1, P')
+            # Whole positions, which lie together in channels-last maps.
+            rows = query[0].permute(1, 2, 0).reshape(height * width, -1)
+            some = rows.index_select(0, where).float().t()[None, :, None]  # (1, C, 1, P')
             found[:, where] = dense_match(
                 some, keys[None], values[None], weights[None], scale=scale
             )[0, :, 0]

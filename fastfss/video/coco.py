@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fastfss.video.session import VideoSession
 
 Mask = npt.NDArray[np.bool_]
+Key = TypeVar("Key", int, str)
 
 
 def load_coco(session: VideoSession, path: str | Path) -> list[int]:
@@ -40,7 +42,7 @@ def load_coco(session: VideoSession, path: str | Path) -> list[int]:
     path = Path(path)
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise expected(f"'{path}'", "JSON", str(error)) from None
     try:
         names, masks = _masks_of(session, plain)
@@ -49,6 +51,25 @@ def load_coco(session: VideoSession, path: str | Path) -> list[int]:
         raise expected(f"'{path}'", wanted, "others") from None
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from None
+    return add_named_masks(session, names, masks, path)
+
+
+def add_named_masks(
+    session: VideoSession,
+    names: Mapping[Key, str],
+    masks: Mapping[int, Mapping[Key, Mask]],
+    path: Path,
+) -> list[int]:
+    """Give a session masks by the keys of a file: key -> name, frame -> key -> mask (H, W).
+
+    Objects become new ones, or those of the session that have the same name.
+
+    Returns:
+        The frames that got masks, in order.
+
+    Raises:
+        ValueError: none are of the video; the file is named.
+    """
     if not masks:
         raise expected(f"'{path}'", f"frames of the video '{session.source.name}'", "none")
     by_name = {name: number for number, name in session.objects.items()}

@@ -22,7 +22,7 @@ from fastfss.video.rle import coco_rle
 if TYPE_CHECKING:
     from fastfss.video.session import VideoSession
 
-ExportFormat = Literal["davis", "binary", "overlay", "coco", "ytvis", "cutout", "csv"]
+ExportFormat = Literal["davis", "binary", "overlay", "coco", "ytvis", "cvat", "cutout", "csv"]
 FPS = 24.0  # of overlays of what has no frame rate
 
 
@@ -33,8 +33,8 @@ def export(session: VideoSession, path: Path, format: ExportFormat) -> Path:
         session: a session; frames without masks are left out.
         path: a folder, for "davis" (a palette PNG a frame), "binary" (a black and white PNG an
             object and frame) and "cutout" (PNGs with alpha, an object and frame each); a file, for
-            "overlay" (.mp4), "coco" (.json, each frame an image), "ytvis" (.json, YouTube-VIS) and
-            "csv" (areas and boxes).
+            "overlay" (.mp4), "coco" (.json, each frame an image), "ytvis" (.json, YouTube-VIS),
+            "cvat" (.xml, CVAT for images 1.1) and "csv" (areas and boxes).
         format: one of these.
 
     Returns:
@@ -184,6 +184,12 @@ def _ytvis(session: VideoSession, path: Path) -> None:
     _write_json(path, {"videos": [video], "annotations": annotations} | _categories(session))
 
 
+def _cvat(session: VideoSession, path: Path) -> None:
+    from fastfss.video.cvat import write_cvat
+
+    write_cvat(session, path)
+
+
 def _csv(session: VideoSession, path: Path) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
@@ -223,5 +229,6 @@ _WRITERS: dict[ExportFormat, tuple[Callable[[VideoSession, Path], None], str]] =
     "overlay": (_overlay, ".mp4"),
     "coco": (_coco, ".json"),
     "ytvis": (_ytvis, ".json"),
+    "cvat": (_cvat, ".xml"),
     "csv": (_csv, ".csv"),
 }

@@ -153,6 +153,9 @@ class History:
         labels, objects, confidence = self._parts(before)
         base = self._before_marks(frame, event.seq)
         prior = None if base is None or number not in base.objects else base.mask(number)
+        last = None if before is None or number not in before.objects else before.mask(number)
+        if last is not None and (event.data.get("replace") or not last.any()):
+            last = None
         others = []
         if prior is None:
             known = self.known(event.parent, near=frame)
@@ -169,6 +172,7 @@ class History:
             state.annotations[frame, number],
             state.elsewhere(frame, number),
             None if prior is None or not prior.any() else prior,
+            last,
             self.tracker.references(others),
             seconds,
         )

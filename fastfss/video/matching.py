@@ -355,7 +355,8 @@ def near_the_last(
     if shares.shape[1:] != size:
         shares = F.adaptive_max_pool2d(shares, size)
     steps = max(1, round(reach * min(size)))
-    near = F.max_pool2d(shares[None], 2 * steps + 1, 1, steps)[0]
+    near = F.max_pool2d(shares[None], (2 * steps + 1, 1), 1, (steps, 0))
+    near = F.max_pool2d(near, (1, 2 * steps + 1), 1, (0, steps))[0]
     weights = near.new_ones(len(objects), *size)
     for place, number in enumerate(objects):
         if number in last.objects:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastfss.methods import NAMED_MODELS, FewShotSegmenter, create_model
-from fastfss.methods.named_models import DEFAULT_VIDEO
+from fastfss.methods.named_models import DEFAULT, DEFAULT_VIDEO
 from fastfss.video.limits import DEFAULT_LIMITS, Limits
 from fastfss.video.session import VideoSession
 from fastfss.video.source import open_source
@@ -35,7 +35,8 @@ def open(
         limits: of the video.
         workspace: a folder where `VideoSession.save` wrote a session of this video: it goes on.
             If there is none, it begins anew; `save` makes it.
-        **options: those of `VideoSession`: memory, cache_bytes, refinement, click_refinement.
+        **options: those of `VideoSession`: memory, cache_bytes, refinement, click_refinement,
+            click_model (by default, where nothing else is chosen either, the default model).
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -55,6 +56,8 @@ def open(
         [1, 2]
     """
     opened = open_source(source, limits)
+    if model is None and weights is None:
+        options.setdefault("click_model", create_model(DEFAULT).for_inference())
     if model is None:
         model = DEFAULT_VIDEO if weights is None else NAMED_MODELS[DEFAULT_VIDEO].method
     if isinstance(model, str):

@@ -19,6 +19,7 @@ from fastfss.errors import expected, expected_kind
 from fastfss.interactive.refinement import RefinementName, get_refinement
 from fastfss.methods import FewShotSegmenter
 from fastfss.video.cache import FeatureCache
+from fastfss.video.clicking import ClickModel
 from fastfss.video.history import History
 from fastfss.video.label_files import read_object_mask
 from fastfss.video.limits import DEFAULT_LIMITS, Limits
@@ -56,6 +57,7 @@ class VideoSession:
         cache_bytes: of features, beside those of frames of which something is said.
         refinement: of masks that are followed: "none", "guided", "grabcut".
         click_refinement: of masks that answer a click.
+        click_model: what answers clicks and strokes, a model that takes hints; None: the model.
         limits: what is refused.
     """
 
@@ -69,6 +71,7 @@ class VideoSession:
         cache_bytes: int = 512 << 20,
         refinement: RefinementName = "none",
         click_refinement: RefinementName = "guided",
+        click_model: FewShotSegmenter | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         check_size(size)
@@ -76,15 +79,19 @@ class VideoSession:
         self.model = model
         self.limits = limits
         memory = memory or MemoryConfig()
+        clicks = None if click_model is None else ClickModel(click_model)
         self.tracker = Tracker(
             source,
             matcher_of(model, size),
             FeatureCache(cache_bytes),
             refinement=get_refinement(refinement),
             click_refinement=get_refinement(click_refinement),
+            clicks=clicks,
             prior=memory.prior,
         )
-        self.about = {"method": model.method, "size": size, **model.settings()}
+        self.about: dict[str, Any] = {"method": model.method, "size": size, **model.settings()}
+        if clicks is not None:
+            self.about["clicks"] = clicks.about
         self.at = History(self.tracker, memory)
         self._live = Memory(memory)
         self._lock = RLock()

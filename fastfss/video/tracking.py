@@ -20,7 +20,8 @@ from fastfss.annotation import Annotation, annotation_mask
 from fastfss.interactive.refinement import Refinement, grabcut
 from fastfss.methods import Features
 from fastfss.video.cache import FeatureCache
-from fastfss.video.matching import UNSAID, Matcher, Reference, Seen
+from fastfss.video.clicking import ClickModel
+from fastfss.video.matching import UNSAID, Matcher, Reference, Seen, trust
 from fastfss.video.memory import Memory
 from fastfss.video.results import FrameResult, Labels, result_of
 from fastfss.video.source import FrameSource
@@ -84,6 +85,7 @@ class Tracker:
         cache: of features.
         refinement: of masks that are followed; None leaves them as they are.
         click_refinement: of masks that answer a click.
+        clicks: what answers clicks; None: the matcher.
         prior: reach of the temporal prior as a share of the shorter side; 0 for none.
     """
 
@@ -95,6 +97,7 @@ class Tracker:
         *,
         refinement: Refinement | None,
         click_refinement: Refinement | None,
+        clicks: ClickModel | None = None,
         prior: float,
     ) -> None:
         self.source = source
@@ -104,6 +107,7 @@ class Tracker:
         self.watch = Stopwatch()
         self._refinement = refinement
         self._click_refinement = click_refinement
+        self._clicks = clicks
         self._prior = prior
         self._references: dict[Hashable, Reference] = {}
         # Frames may be prepared by another thread.
@@ -254,6 +258,7 @@ class Tracker:
         said: Annotation,
         others: Annotation,
         before: npt.NDArray[np.bool_] | None,
+        last: npt.NDArray[np.bool_] | None,
         references: Sequence[Reference],
         seconds: dict[str, float],
     ) -> tuple[Tensor, float]:
@@ -264,7 +269,8 @@ class Tracker:
             object: which one.
             said: of it in this frame.
             others: where other objects are in it, as far as that is said.
-            before: (H, W), the mask it had; None for none.
+            before: (H, W), the mask it had before all that is said; None for none.
+            last: (H, W), the mask it has now, which the last click is about; None for none.
             references: of other images.
             seconds: stage -> how long it took; added to.
 
@@ -277,7 +283,6 @@ class Tracker:
             mask = said.rasterize(size) == 1
             return mask, float(mask.any())
         marks = Annotation((*others.marks, *marks.marks))
-        features = self.features(frame, seconds)
         prior = None if before is None else torch.from_numpy(before)
         width = max(self.matcher.model.point_width(size), 1.0)
         boxed = any(mark.kind == "box" and mark.positive for mark in marks.marks)
@@ -293,7 +298,16 @@ class Tracker:
                 drawn = torch.where(exact != UNSAID, exact, torch.where(inside, UNSAID, 0))
                 drawn = drawn.to(torch.uint8)
                 probability = grabcut(self.pixels(frame), inside.float(), drawn)
+            elif self._clicks is not None:
+                seen = prior if last is None else torch.from_numpy(last)
+                features = self._click_features(frame, self._clicks, seconds)
+                probability = self._clicks.answer(features, marks, seen, size)
+                if prior is not None:
+                    # A mask that was there is corrected around the clicks, and stays elsewhere.
+                    trusted = trust(drawn, prior, size)
+                    probability = torch.lerp(probability, prior.float(), trusted)
             else:
+                features = self.features(frame, seconds)
                 maps = self.matcher.answer(features, drawn, prior, references, object, size)
                 enlarged = F.interpolate(maps[None, None].float(), size, mode="bilinear")
                 probability = enlarged[0, 0].cpu()
@@ -304,6 +318,20 @@ class Tracker:
         mask = probability > 0.5
         sure = float(probability[mask].mean()) if bool(mask.any()) else 0.0
         return mask, sure
+
+    def _click_features(
+        self, frame: int, clicks: ClickModel, seconds: dict[str, float]
+    ) -> Features:
+        key = ("click", frame)
+        with self._lock:
+            kept = self.cache.get(key)
+        if kept is not None:
+            return kept
+        pixels = self.pixels(frame, seconds)
+        with self.watch.stage("encode", seconds):
+            made = clicks.encode(pixels)
+        with self._lock:
+            return self.cache.put(key, made)
 
 
 def largest(

@@ -215,6 +215,41 @@ def test_following_plays_and_exports_download(browser):
     assert len(json.loads(path.read_text())["images"]) == last + 1
 
 
+def test_seeking_while_following_stays_where_it_was_sought(browser):
+    browser.open("clip")
+    browser.click(90, 110)
+    browser.press("propagate")
+    browser.until("fastfss.frame > 2")
+    browser.js("fastfss.show(1)")
+    done = browser.js("fastfss.state.masked[0][1]")
+    browser.until(f"fastfss.state.masked[0][1] > {done + 1}")
+    assert browser.js("fastfss.frame") == 1 and browser.js("fastfss.busy")
+    browser.until("fastfss.viewer.masks.frame === 1")
+    browser.keys(" ")
+    browser.until("!fastfss.busy && fastfss.link.waiting.size === 0")
+    assert browser.js("fastfss.frame") == 1
+
+
+def test_undo_goes_to_the_frame_that_it_changes(browser):
+    browser.open("clip")
+    browser.click(90, 110)
+    browser.js("fastfss.show(9)")
+    browser.until("fastfss.viewer.masks?.frame === 9")
+    browser.keys("CONTROL", "z")
+    browser.until("fastfss.frame === 0 && fastfss.viewer.masks?.frame === 0")
+    assert not browser.labels().any()
+
+
+def test_masks_from_a_file(browser, tmp_path):
+    labels = np.zeros((320, 480), np.uint8)
+    labels[50:90, 100:200], labels[200:230, 300:380] = 1, 2
+    Image.fromarray(labels).save(tmp_path / "masks.png")
+    browser.open("clip")
+    browser.element("import").send_keys(str(tmp_path / "masks.png"))
+    browser.until("fastfss.viewer.masks?.labels.includes(2)")
+    assert (browser.labels() == labels).all()
+
+
 def test_connection_that_breaks_comes_back_with_the_same_session(browser):
     browser.open("photo")
     browser.click(225, 110)

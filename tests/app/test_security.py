@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import re
 import struct
@@ -167,6 +168,16 @@ def test_large_uploads_are_refused_and_leave_nothing(client, tmp_path):
     assert names == ["00000.png"]
 
 
+def test_uploads_that_nobody_opened_go(client, tmp_path):
+    upload = client.post("/api/uploads").json()["id"]
+    folder = tmp_path / "work" / "sessions" / upload
+    client.post("/api/uploads")
+    assert folder.exists()
+    os.utime(folder, (0, 0))
+    client.post("/api/uploads")
+    assert not folder.exists()
+
+
 def test_a_full_workspace_takes_no_more(tmp_path):
     limits = AppLimits(upload_bytes=1000, workspace_bytes=500)
     with serving(tmp_path, limits=limits) as client:
@@ -216,7 +227,9 @@ def test_broken_uploads_end_in_a_clear_message(client, files, message):
     answer = client.post("/api/sessions", json={"kind": "upload", "id": upload})
     assert answer.status_code == 400
     assert re.search(message, answer.json()["message"]), answer.text
-    assert str(client.app.state.hub.settings.workspace) not in answer.text
+    workspace = client.app.state.hub.settings.workspace
+    assert str(workspace) not in answer.text
+    assert not (workspace / "sessions" / upload).exists()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from fastfss.video.rle import encode_mask
-from tests.app.client import Page, clip_folder, opened, page, serving
+from tests.app.client import SOCKET, Page, clip_folder, opened, page, serving
 from tests.video.clips import clip, iou
 
 FRAMES, MASKS = clip(4, 2)
@@ -175,6 +176,56 @@ def test_session_goes_on_when_the_server_starts_again(tmp_path):
         assert not client.get("/api/sources").json()["sessions"]
 
 
+def test_sessions_in_which_nothing_was_said_are_not_kept(tmp_path):
+    clip_folder(tmp_path / "clip")
+    sources = {"clip": tmp_path / "clip"}
+    with serving(tmp_path / "work", sources=sources) as client:
+        opened(client)
+        camera = opened(client, kind="camera")
+        with page(client, camera) as one:
+            one.ask("object.add")
+        assert [one["id"] for one in client.get("/api/sources").json()["sessions"]] == [camera]
+    assert not list((tmp_path / "work" / "sessions").iterdir())
+
+
+def test_a_closed_session_takes_nobody_and_saves_what_it_can(client, monkeypatch, caplog):
+    session = opened(client)
+    worker = client.app.state.hub.get(session)
+    with page(client, session) as one:
+        one.ask("object.add")
+
+    def full(_: object) -> None:
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr(worker.session, "save", full)
+    worker.close()
+    assert "could not be saved" in caplog.text
+    with pytest.raises(ValueError, match="closed meanwhile"):
+        worker.run(lambda one: one.seq).result(5)
+    with (
+        pytest.raises((ConnectionError, WebSocketDisconnect)),
+        client.websocket_connect(f"{SOCKET}/api/sessions/{session}/live") as socket,
+    ):
+        socket.receive_json()
+
+
+def test_export_of_what_changes_meanwhile_is_refused(client, monkeypatch):
+    session = opened(client)
+    worker = client.app.state.hub.get(session)
+    with page(client, session) as one:
+        one.ask("object.add")
+        one.ask("mask", frame=1, object=1, runs=runs_of(MASKS[1] == 1))
+        export = worker.session.export
+
+        def slow(path, format):
+            one.ask("undo")
+            return export(path, format)
+
+        monkeypatch.setattr(worker.session, "export", slow)
+        answer = client.get(f"/api/sessions/{session}/export/davis")
+        assert answer.status_code == 409 and "try again" in answer.json()["message"]
+
+
 def test_least_recently_used_session_is_saved_and_comes_back(tmp_path):
     from fastfss.app.settings import AppLimits
 
@@ -206,7 +257,9 @@ def test_frames_are_jpegs_of_the_frame(client):
         )
 
 
-@pytest.mark.parametrize("format", ["davis", "binary", "cutout", "coco", "ytvis", "csv", "overlay"])
+@pytest.mark.parametrize(
+    "format", ["davis", "binary", "cutout", "coco", "ytvis", "cvat", "csv", "overlay"]
+)
 def test_exports_download(client, format):
     session = opened(client)
     assert client.get(f"/api/sessions/{session}/export/{format}").status_code == 400
@@ -226,6 +279,8 @@ def test_exports_download(client, format):
             assert archive.namelist() == ["1/1.png"]
     elif format in ("coco", "ytvis"):
         assert json.loads(answer.content)["annotations"]
+    elif format == "cvat":
+        assert b"<mask" in answer.content
     elif format == "csv":
         assert b"square" in answer.content
     else:
@@ -316,3 +371,52 @@ def test_idle_server_prepares_the_frame_that_is_shown(client):
         while 3 not in worker.session.tracker.cache and time.monotonic() < end:
             time.sleep(0.02)
         assert 3 in worker.session.tracker.cache
+
+
+@pytest.mark.parametrize("format", ["coco", "ytvis", "cvat", "davis"])
+def test_exported_masks_come_back_in_another_session(client, format):
+    with page(client, opened(client)) as one:
+        for number in (1, 2):
+            one.ask("object.add")
+            one.ask("mask", frame=1, object=number, runs=runs_of(MASKS[1] == number))
+        session = client.get("/api/sources").json()["sessions"][0]["id"]
+        data = client.get(f"/api/sessions/{session}/export/{format}").content
+    name = {"cvat": "a.xml", "davis": "a.PNG"}.get(format, "a.json")
+    if format == "davis":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            data = archive.read("1.png")
+    other = opened(client)
+    with page(client, other) as one:
+        path = f"/api/sessions/{other}/annotations"
+        answer = client.put(path, params={"name": name, "frame": 1}, content=data)
+        assert answer.json() == {"frames": [1]}, answer.text
+        state = told(one, "state")
+        assert len(state["objects"]) == 2 and state["prompted"] == [[1, 1], [1, 2]]
+        assert (one.labels(1) == MASKS[1]).all()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.json", "a.xml", "a.py", "../a", ""])
+def test_broken_annotation_files_change_nothing(client, name):
+    session = opened(client)
+    path = f"/api/sessions/{session}/annotations"
+    for data in (b"", b"{}", b"<annotations/>", b"\x89PNG", b"[" * 10_000):
+        answer = client.put(path, params={"name": name}, content=data)
+        assert answer.status_code == 400 and answer.json()["message"]
+    with page(client, session) as one:
+        assert not one.state["objects"] and not one.state["can_undo"]
+
+
+def test_uploaded_video_becomes_a_session(client):
+    session = opened(client)
+    with page(client, session) as one:
+        one.ask("object.add")
+        for frame in range(4):
+            one.ask("mask", frame=frame, object=1, runs=runs_of(MASKS[frame] == 1))
+    video = client.get(f"/api/sessions/{session}/export/overlay").content
+    other = uploaded(client, {"holiday.mp4": video})
+    with page(client, other) as one:
+        assert one.state["count"] == 4 and one.state["size"] == [60, 90]
+        one.ask("object.add")
+        one.ask("mask", frame=0, object=1, runs=runs_of(MASKS[0] == 1))
+        one.ask("propagate", frame=0)
+        assert told(one, "progress", ended=True)["done"] == 3

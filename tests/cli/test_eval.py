@@ -151,7 +151,7 @@ def test_two_processes_give_the_same_figures(
         (["--shots", "9"], "data: expected a class with at least 10 images"),
         (["--protocol", "hsnet", "--shots", "9"], "images of class"),
         (["--weights", "/nowhere.pth"], "/nowhere.pth"),
-        (["--method", "sspp"], "method: expected one of amp"),
+        (["--method", "sspp"], "method: expected one of default"),
         (["--episodes-file", "/nowhere.json", "--fold", "0"], "/nowhere.json"),
     ],
     ids=lambda one: one if isinstance(one, str) else one[1],

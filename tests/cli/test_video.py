@@ -51,13 +51,22 @@ def test_masks_in_and_every_format_out(frames: Path) -> None:
     out = frames.parent / "out"
     done = program(
         *("video", frames, "--mask", frames.parent / "first.png", "--out", out, *MODEL),
-        *("--format", "davis,overlay,coco,ytvis,cutout,csv,binary"),
+        *("--format", "davis,overlay,coco,ytvis,cvat,cutout,csv,binary"),
     )
     assert done.returncode == 0, done.stderr
     assert "6 of 6 frames, 5 now" in done.stdout
     assert "random weights" in done.stderr and "Traceback" not in done.stderr
     assert sorted(path.name for path in out.iterdir()) == [
-        *("binary", "coco.json", "cutouts", "masks", "objects.csv", "overlay.mp4", "session"),
+        *(
+            "binary",
+            "coco.json",
+            "cutouts",
+            "cvat.xml",
+            "masks",
+            "objects.csv",
+            "overlay.mp4",
+            "session",
+        ),
         "ytvis.json",
     ]
     with (

@@ -46,6 +46,24 @@ def test_the_guided_filter_is_a_linear_function_of_the_image_in_each_window() ->
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_large_images_get_nearly_the_mask_of_the_whole_filter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = pytest.importorskip("skimage.data")
+    image = torch.from_numpy(data.rocket()).permute(2, 0, 1)[:, :400, :600]
+    image = F.interpolate(image[None].float(), scale_factor=2, mode="bicubic")[0]
+    image = image.clamp(0, 255).to(torch.uint8)
+    centre = torch.zeros(800, 1200)
+    centre[100:600, 560:680] = 1
+    coarse = box_means(centre[None], 15)[0]
+    nothing = torch.full((800, 1200), 255, dtype=torch.uint8)
+    found = guided_filter(image, coarse, nothing) > 0.5
+    monkeypatch.setattr("fastfss.interactive.refinement.GUIDED_SIDE", 800)
+    whole = guided_filter(image, coarse, nothing) > 0.5
+    assert not torch.equal(found, whole)  # else this compares nothing
+    assert (found & whole).sum() / (found | whole).sum() > 0.97
+
+
 def test_a_mask_that_misses_an_edge_moves_to_it() -> None:
     image = torch.zeros(3, 240, 320, dtype=torch.uint8)
     image[:, :, 160:] = 200

@@ -351,7 +351,7 @@ def test_only_the_few_shot_networks_are_listed() -> None:
     assert set(every) - set(listed) == {"fcn32s", "interactive-early", "interactive-late"}
     assert {network.method for network in GUIDED_NETWORKS.values()} <= set(every)
     assert model_info("cofeat-late") is GuidedLate.info
-    with pytest.raises(ValueError, match=r"method: expected one of amp, .*interactive-late"):
+    with pytest.raises(ValueError, match=r"method: expected one of default, .*interactive-late"):
         create_model("interactive")
 
 

@@ -10,6 +10,7 @@ import { SupportDialog } from "./support.js";
 import { drawTracks, frameAt } from "./timeline.js";
 import { Viewer } from "./viewer.js";
 
+const HINT = "Click on something to segment it. Right click, or “− not it”, takes away.";
 const PLAYED = 24; // frames a second at most, where the video says nothing
 const TOLD = 6000; // milliseconds that a message stays
 
@@ -29,6 +30,7 @@ class App {
     this.frame = 0;
     this.object = 0;
     this.busy = false;
+    this.following = false; // the frames that are propagated are shown
     this.playing = false;
     this.drawnIn = 0;
     this.asked = 0; // when the last mark was made
@@ -74,11 +76,14 @@ class App {
     $("camera-frame").hidden = true;
     $("hint").hidden = false;
     history.replaceState(null, "", `#s=${session}`);
-    this.link = new Connection(session, {
-      message: (plain) => this.take(plain),
-      masks: (data) => this.takeMasks(data),
-      link: (on, gone) => this.linked(on, gone),
+    $("hint").textContent = HINT;
+    // What the session before still had to say is of no interest.
+    const link = new Connection(session, {
+      message: (plain) => link === this.link && this.take(plain),
+      masks: (data) => link === this.link && this.takeMasks(data),
+      link: (on, gone) => link === this.link && this.linked(on, gone),
     });
+    this.link = link;
   }
 
   /** @param {boolean} on @param {boolean} gone */
@@ -101,7 +106,7 @@ class App {
     else if (plain.kind === "prompts" && plain.frame === this.frame) this.setPrompts(plain.prompts);
     else if (plain.kind === "stats") {
       this.stats = plain;
-      showStats(plain, this.state, this.drawnIn);
+      if (this.state) showStats(plain, this.state, this.drawnIn);
     }
   }
 
@@ -169,12 +174,14 @@ class App {
     const masks = decodeMasks(data);
     const link = this.link;
     try {
-      if (masks.propagated && !this.camera && this.frames) {
+      if (masks.propagated && !this.camera && this.following && this.frames) {
         const picture = await this.frames.get(masks.frame); // so that both change together
-        this.frame = masks.frame;
-        this.viewer.prompts = [];
-        this.setPicture(picture);
-        this.drawTime();
+        if (this.following) { // nobody went elsewhere meanwhile
+          this.frame = masks.frame;
+          this.viewer.prompts = [];
+          this.setPicture(picture);
+          this.drawTime();
+        }
       }
       if (masks.frame === this.frame || this.camera?.running) this.viewer.setMasks(masks);
       this.releaseMasks();
@@ -209,6 +216,7 @@ class App {
     if (this.camera) return this.refresh();
     frame = Math.min(this.state.count - 1, Math.max(0, frame));
     const moved = frame !== this.frame;
+    if (moved) this.following = false;
     this.frame = frame;
     this.drawTime();
     const [picture, reply] = await Promise.all([
@@ -308,6 +316,14 @@ class App {
     this.asked = 0;
   }
 
+  /** Undo or redo, and go where it changed something. @param {"undo" | "redo"} what */
+  async move(what) {
+    const reply = await this.ask(what);
+    if (reply?.frame !== undefined && reply.frame !== this.frame) {
+      await this.show(reply.frame).catch(this.fail);
+    }
+  }
+
   async addObject() {
     const reply = await this.ask("object.add");
     if (reply) this.choose(reply.object);
@@ -343,6 +359,7 @@ class App {
 
   /** @param {boolean} busy */
   setBusy(busy) {
+    if (busy && !this.busy) this.following = true;
     this.busy = busy;
     $("stop").hidden = !busy;
     $("progress-row").hidden = !busy;
@@ -417,6 +434,14 @@ class App {
     }
   }
 
+  /** Masks of a palette PNG for this frame, or of COCO's JSON or CVAT's XML. @param {File} file */
+  async importMasks(file) {
+    const name = encodeURIComponent(file.name);
+    const path = `/api/sessions/${this.session}/annotations?name=${name}&frame=${this.frame}`;
+    const { frames } = await request("PUT", path, file);
+    if (!frames.includes(this.frame)) await this.show(frames[0]);
+  }
+
   /** @param {string} text */
   note(text) {
     $("source").textContent = text;
@@ -464,8 +489,8 @@ class App {
     }
     $("width").oninput = () => { this.viewer.width = Number($("width").value); };
     on("open", () => this.openDialog().catch(this.fail));
-    on("undo", () => this.ask("undo"));
-    on("redo", () => this.ask("redo"));
+    on("undo", () => this.move("undo"));
+    on("redo", () => this.move("redo"));
     on("keys", () => $("keys-dialog").showModal());
     on("clear", () => this.ask("clear", { frame: this.frame, object: this.object || null }));
     on("view", () => this.setView(VIEWS[(VIEWS.indexOf(this.viewer.view) + 1) % VIEWS.length]));
@@ -493,6 +518,11 @@ class App {
       const files = [...$("files").files];
       $("files").value = "";
       if (files.length) this.openFiles(files);
+    };
+    $("import").onchange = () => {
+      const file = $("import").files[0];
+      $("import").value = "";
+      if (file) this.importMasks(file).catch(this.fail);
     };
     $("format").onchange = () => this.state && this.takeState(this.state);
     document.addEventListener("dragover", (event) => event.preventDefault());
@@ -539,8 +569,8 @@ class App {
     const key = event.key.toLowerCase();
     const [width, height] = this.viewer.size;
     const [x, y] = { arrowleft: [-1, 0], arrowright: [1, 0], arrowup: [0, -1], arrowdown: [0, 1] }[key] ?? [0, 0];
-    if (key === "z" && !event.shiftKey) this.ask("undo");
-    else if (key === "y" || key === "z") this.ask("redo");
+    if (key === "z" && !event.shiftKey) this.move("undo");
+    else if (key === "y" || key === "z") this.move("redo");
     else if (x || y) {
       const by = (event.shiftKey ? 1 : 12) / Math.min(width, height);
       this.cursor[0] = Math.min(0.999, Math.max(0, this.cursor[0] + x * by * (height < width ? height / width : 1)));
@@ -591,7 +621,7 @@ class App {
 /** @type {Record<string, string>} */
 const FORMATS = {
   davis: "Palette PNGs", binary: "Masks as PNGs", overlay: "Overlay video",
-  coco: "COCO JSON", ytvis: "YouTube-VIS", cutout: "Cut-outs", csv: "Table (CSV)",
+  coco: "COCO JSON", ytvis: "YouTube-VIS", cvat: "CVAT XML", cutout: "Cut-outs", csv: "Table (CSV)",
 };
 
 /** @param {string} selector @param {(button: HTMLElement) => boolean} chosen */

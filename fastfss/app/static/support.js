@@ -1,6 +1,6 @@
 // An object in another image: clicks on it in a session of its own, then its mask is a support.
 
-import { openFiles } from "./api.js";
+import { openFiles, request } from "./api.js";
 import { Connection } from "./connection.js";
 import { Frames } from "./frames.js";
 import { decodeMasks } from "./masks.js";
@@ -37,7 +37,11 @@ export class SupportDialog {
   }
 
   closed() {
-    this.link?.close();
+    if (this.link) {
+      const { session } = this.link;
+      this.link.close();
+      request("DELETE", `/api/sessions/${session}`).catch(() => {}); // the support has a copy
+    }
     this.link = null;
     this.hasObject = false;
     this.viewer.picture = null;

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from fastfss.atomic import check_writable
 from fastfss.encoders import Encoder, create_encoder
 from fastfss.methods.cue_fusion import CueFusion
 from fastfss.training.default_weights.calibration import calibration_of
@@ -95,6 +96,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
+    for name in ("clothing", "coco_mini", "davis_mini", "caltech101_images"):
+        if not (chosen.data / name).is_dir():
+            parser.error(f"--data: expected a folder with {name}/, got '{chosen.data}'")
+    check_writable(chosen.out.absolute().parent, "--out")
+    chosen.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(chosen.threads)
     photos = read_photos(chosen.data)
     views = prepared_views(photos, new_model(chosen.encoder), chosen.work / "views")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,6 +218,3 @@ def _disk(y: int, x: int, side: int) -> Tensor:
 def targets(mask: Tensor) -> tuple[Tensor, Tensor]:
     """The truth and the weight of each pixel."""
     return (mask == 1).float(), (mask != IGNORED).float()
-
-
-Maps = Mapping[str, Tensor]
