@@ -91,3 +91,15 @@ def test_nothing_said_is_nothing_found(frames) -> None:
     image = np.ascontiguousarray(frames[0].transpose(2, 0, 1))
     features = clicks.encode(torch.from_numpy(image))
     assert not clicks.answer(features, Annotation(), None, (192, 192)).any()
+
+
+def test_a_frame_that_was_prepared_is_not_encoded_by_a_click() -> None:
+    frames, truth = clip(3)
+    one = fastfss.video.open(frames)
+    number = one.add_object()
+    assert not one.tracker.prepared(1)
+    one.tracker.prepare_click(1)
+    assert one.tracker.prepared(1) and not one.tracker.prepared(0)
+    y, x = np.argwhere(truth[1] == 1).mean(axis=0).tolist()
+    assert "encode" not in one.add_clicks(1, number, [(x, y)]).seconds
+    assert "encode" in one.add_clicks(0, number, [(x, y)]).seconds
