@@ -11,6 +11,7 @@ import fastfss.video
 from fastfss.annotation import Annotation
 from fastfss.video.clicking import ClickModel
 from fastfss.weights.check import scene
+from tests.video.clips import clip
 
 
 @pytest.fixture(scope="module")
