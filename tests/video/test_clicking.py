@@ -102,5 +102,8 @@ def test_a_frame_that_was_prepared_is_not_encoded_by_a_click() -> None:
     one.tracker.prepare_click(1)
     assert one.tracker.prepared(1) and not one.tracker.prepared(0)
     y, x = np.argwhere(truth[1] == 1).mean(axis=0).tolist()
-    assert "encode" not in one.add_clicks(1, number, [(x, y)]).seconds
-    assert "encode" in one.add_clicks(0, number, [(x, y)]).seconds
+    encoded = one.stats()["seconds"]["encode"]["count"]
+    one.add_clicks(1, number, [(x, y)])
+    assert one.stats()["seconds"]["encode"]["count"] == encoded
+    one.add_clicks(0, number, [(x, y)])
+    assert one.stats()["seconds"]["encode"]["count"] > encoded
