@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock, RLock
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,13 @@ def read_source(text: str | bytes) -> Source:
         raise ValueError(first_problem(error, "source")) from None
 
 
+class Models(NamedTuple):
+    """What follows objects, and what answers clicks; None: the same."""
+
+    model: FewShotSegmenter
+    click_model: FewShotSegmenter | None
+
+
 class Hub:
     """Opens sessions, and finds them by their ids.
 
@@ -104,8 +111,7 @@ class Hub:
         self.settings = settings
         self._make_model = make_model
         self._make_click_model = make_click_model
-        self._model: FewShotSegmenter | None = None
-        self._click_model: FewShotSegmenter | None = None
+        self._models: Models | None = None
         self._model_lock = Lock()
         self._opening = RLock()  # while a session is opened or closed, which takes its time
         self._lock = Lock()  # of the entries
@@ -116,13 +122,12 @@ class Hub:
     def _folder(self) -> Path:
         return self.settings.workspace / "sessions"
 
-    def model(self) -> FewShotSegmenter:
-        """The model of all sessions."""
+    def models(self) -> Models:
+        """Those of all sessions."""
         with self._model_lock:
-            if self._model is None:
-                self._click_model = self._make_click_model()
-                self._model = self._make_model()
-            return self._model
+            if self._models is None:
+                self._models = Models(self._make_model(), self._make_click_model())
+            return self._models
 
     # ---- What can be opened
 
@@ -248,13 +253,13 @@ class Hub:
 
     def _open(self, name: str, source: Source) -> Worker:
         self._make_room()
-        settings = self.settings
+        settings, models = self.settings, self.models()
         folder = self._folder / name
         try:
             session = fastfss.video.open(
                 self._frames(name, source),
-                self.model(),
-                click_model=self._click_model,
+                models.model,
+                click_model=models.click_model,
                 size=settings.size,
                 cache_bytes=settings.cache_bytes,
                 limits=settings.limits.video,

@@ -25,11 +25,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 import fastfss.video
 from fastfss.annotation import Annotation
+from fastfss.app.hub import Models
 from fastfss.app.images import read_sent_image
 from fastfss.app.protocol import first_problem
 from fastfss.app.settings import Settings
 from fastfss.errors import expected
-from fastfss.methods import FewShotSegmenter
 from fastfss.video import VideoSession
 from fastfss.video.rle import run_lengths
 
@@ -98,14 +98,14 @@ class LabelStudio:
 
     Args:
         settings: of the server: where Label Studio is, its key, limits.
-        model: gives the model.
+        models: gives what answers.
     """
 
-    def __init__(self, settings: Settings, model: Callable[[], FewShotSegmenter]) -> None:
+    def __init__(self, settings: Settings, models: Callable[[], Models]) -> None:
         assert settings.label_studio is not None
         self._settings = settings
         self._address = settings.label_studio
-        self._model = model
+        self._models = models
         self._kept: OrderedDict[str, VideoSession] = OrderedDict()
         self._lock = Lock()
 
@@ -162,8 +162,13 @@ class LabelStudio:
         if kept is None:
             limits = self._settings.limits
             image = read_sent_image(self._fetched(where), limits.video, "image")
+            model, click_model = self._models()
             kept = fastfss.video.open(
-                image, self._model(), size=self._settings.size, limits=limits.video
+                image,
+                model,
+                size=self._settings.size,
+                limits=limits.video,
+                click_model=click_model,
             )
             self._kept[where] = kept
             if len(self._kept) > _KEPT:

@@ -55,7 +55,7 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        Thread(target=_quietly, args=(hub.model,), daemon=True).start()
+        Thread(target=_quietly, args=(hub.models,), daemon=True).start()
         yield
         await run_in_threadpool(hub.close)
 
@@ -70,7 +70,7 @@ def make_app(
     _add_annotations(app, hub)
     _add_socket(app, hub)
     if settings.label_studio is not None:
-        _add_label_studio(app, LabelStudio(settings, hub.model))
+        _add_label_studio(app, LabelStudio(settings, hub.models))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
 

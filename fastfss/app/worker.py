@@ -270,7 +270,7 @@ class Worker:
 
     def _idle_in(self, waited: float) -> float | None:
         """Seconds until something idle is to do; None if nothing is."""
-        if self._focus is not None and self._focus not in self.session.tracker.cache:
+        if self._focus is not None and not self.session.tracker.prepared(self._focus):
             return max(0.0, _SECONDS_TO_PREPARE - waited)
         if len(self.session.history) != self._saved_events:
             return max(0.0, _SECONDS_TO_SAVE - waited)
@@ -278,9 +278,9 @@ class Worker:
 
     def _idle(self) -> None:
         focus, self._focus = self._focus, None
-        if focus is not None and focus not in self.session.tracker.cache:
+        if focus is not None and not self.session.tracker.prepared(focus):
             with suppress(*KNOWN_ERRORS):  # who asks for the frame is told
-                self.session.tracker.features(focus)
+                self.session.tracker.prepare_click(focus)
         elif len(self.session.history) != self._saved_events:
             self._save()
 

@@ -319,6 +319,19 @@ class Tracker:
         sure = float(probability[mask].mean()) if bool(mask.any()) else 0.0
         return mask, sure
 
+    def prepared(self, frame: int) -> bool:
+        """Whether a click on a frame, and following from it, find its features at hand."""
+        with self._lock:
+            keys = (frame,) if self._clicks is None else (frame, ("click", frame))
+            return all(key in self.cache for key in keys)
+
+    @torch.inference_mode()
+    def prepare_click(self, frame: int) -> None:
+        """Encode a frame before it is clicked on."""
+        if self._clicks is not None:
+            self._click_features(frame, self._clicks, {})
+        self.features(frame)
+
     def _click_features(
         self, frame: int, clicks: ClickModel, seconds: dict[str, float]
     ) -> Features:

@@ -368,9 +368,9 @@ def test_idle_server_prepares_the_frame_that_is_shown(client):
     with page(client, session) as one:
         one.ask("show", frame=3)
         end = time.monotonic() + 20
-        while 3 not in worker.session.tracker.cache and time.monotonic() < end:
+        while not worker.session.tracker.prepared(3) and time.monotonic() < end:
             time.sleep(0.02)
-        assert 3 in worker.session.tracker.cache
+        assert worker.session.tracker.prepared(3)
 
 
 @pytest.mark.parametrize("format", ["coco", "ytvis", "cvat", "davis"])

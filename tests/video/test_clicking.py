@@ -11,6 +11,7 @@ import fastfss.video
 from fastfss.annotation import Annotation
 from fastfss.video.clicking import ClickModel
 from fastfss.weights.check import scene
+from tests.video.clips import clip
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,18 @@ def test_nothing_said_is_nothing_found(frames) -> None:
     image = np.ascontiguousarray(frames[0].transpose(2, 0, 1))
     features = clicks.encode(torch.from_numpy(image))
     assert not clicks.answer(features, Annotation(), None, (192, 192)).any()
+
+
+def test_a_frame_that_was_prepared_is_not_encoded_by_a_click() -> None:
+    frames, truth = clip(3)
+    one = fastfss.video.open(frames)
+    number = one.add_object()
+    assert not one.tracker.prepared(1)
+    one.tracker.prepare_click(1)
+    assert one.tracker.prepared(1) and not one.tracker.prepared(0)
+    y, x = np.argwhere(truth[1] == 1).mean(axis=0).tolist()
+    encoded = one.stats()["seconds"]["encode"]["count"]
+    one.add_clicks(1, number, [(x, y)])
+    assert one.stats()["seconds"]["encode"]["count"] == encoded
+    one.add_clicks(0, number, [(x, y)])
+    assert one.stats()["seconds"]["encode"]["count"] > encoded
