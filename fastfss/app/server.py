@@ -55,8 +55,11 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        Thread(target=_quietly, args=(hub.models,), daemon=True).start()
+        making = Thread(target=_quietly, args=(hub.models,), daemon=True)
+        making.start()
         yield
+        # A process that ends while a thread is inside of torch is aborted.
+        await run_in_threadpool(making.join)
         await run_in_threadpool(hub.close)
 
     # No pages of FastAPI's own: they load scripts from elsewhere.
