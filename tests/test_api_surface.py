@@ -16,8 +16,8 @@ import fastfss.weights
 
 PUBLIC = {
     fastfss: """
-        AMP Annotation CANet DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet Label
-        LabelNotFoundError MLC PANet PFENet PGNet PPNet Result SSP Task create_encoder
+        AMP Annotation CANet CueFusion DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet Label
+        LabelNotFoundError LabelPropagation MLC PANet PFENet PGNet PPNet Result SSP Task create_encoder
         create_model list_encoders list_models load_clip model_info
     """,
     fastfss.ops: """
