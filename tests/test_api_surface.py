@@ -17,8 +17,8 @@ import fastfss.weights
 PUBLIC = {
     fastfss: """
         AMP Annotation CANet CueFusion DCAMA DENet GuidedEarly GuidedLate HSNet IMRHSNet Label
-        LabelNotFoundError LabelPropagation MLC PANet PFENet PGNet PPNet Result SSP Task create_encoder
-        create_model list_encoders list_models load_clip model_info
+        LabelNotFoundError LabelPropagation MLC PANet PFENet PGNet PPNet Result SSP Task
+        create_encoder create_model list_encoders list_models load_clip model_info
     """,
     fastfss.ops: """
         Explanation center_pivot_block center_pivot_conv4d dense_correlation dense_match
