@@ -163,7 +163,7 @@ for photo in photographs():
 
 @pytest.mark.slow
 def test_compiled_graphs_agree(exported: Exported, tmp_path: Path) -> None:
-    """In a process of its own: late in a run of all tests torch's compiler can end the process."""
+    """In a process of its own, of which nothing that was compiled is left."""
     task = tmp_path / "task.safetensors"
     fitted("ssp").save(task)
     command = [sys.executable, "-W", "ignore", "-c", COMPILED, str(exported("ssp")), str(task)]
