@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from fastfss.cli.options import DebugOption
+from fastfss.cli.options import (
+    BackboneOption,
+    DebugOption,
+    LayersOption,
+    MethodOptions,
+    layer_names,
+)
 
 if TYPE_CHECKING:
     from fastfss.data.sets import MaskSet
@@ -39,12 +45,8 @@ def evaluate_command(
     shots: Annotated[int, typer.Option(min=1)] = 1,
     ways: Annotated[int, typer.Option(min=1)] = 1,
     method: Annotated[str, typer.Option(help="The segmentation method.")] = "ssp",
-    backbone: Annotated[
-        str | None, typer.Option(help="The encoder; else the method's first published one.")
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="The encoder's layers.")
-    ] = None,
+    backbone: BackboneOption = None,
+    layers: LayersOption = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -53,9 +55,7 @@ def evaluate_command(
         ),
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Pixels; else the method's.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the method; repeatable.")
-    ] = None,
+    option: MethodOptions = None,
     episodes: Annotated[
         int | None,
         typer.Option(
@@ -308,7 +308,7 @@ def _model(
         method,
         encoder=backbone,
         weights=weights,
-        layers=None if layers is None else tuple(layers.split(",")),
+        layers=layer_names(layers),
         size=size,
         **options,
     )

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from fastfss.cli.options import DebugOption
+from fastfss.cli.options import (
+    BackboneOption,
+    DebugOption,
+    LayersOption,
+    MethodOptions,
+    WeightsOption,
+    layer_names,
+)
 from fastfss.cli.predict import chosen_method, method_options
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
@@ -25,23 +32,10 @@ def export(
         str | None,
         typer.Option(help="The segmentation method; else default, or ssp with --backbone."),
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="The encoder; else the method's first published one.")
-    ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,NAME", help="The encoder's layers to use; else the published."),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|imagenet", help="A checkpoint or an encoder's weights."),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="An option of the method, as in docs/methods.md; repeatable."
-        ),
-    ] = None,
+    backbone: BackboneOption = None,
+    layers: LayersOption = None,
+    weights: WeightsOption = None,
+    option: MethodOptions = None,
     size: Annotated[
         str | None,
         typer.Option(metavar="HxW", help="Of the images; else the method's published size."),
@@ -96,7 +90,7 @@ def export(
     model = create_model(
         method,
         encoder=backbone,
-        layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
+        layers=layer_names(layers),
         weights=weights,
         size=None,
         **options,

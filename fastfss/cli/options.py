@@ -22,6 +22,35 @@ VersionOption = Annotated[
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
+# What model a command runs, and where.
+BackboneOption = Annotated[
+    str | None, typer.Option(help="The encoder; else the method's own, or first published one.")
+]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="The encoder's layers to use; else the method's own."),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|imagenet", help="A checkpoint or an encoder's weights."),
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE", help="An option of the method, as in docs/methods.md; repeatable."
+    ),
+]
+ShorterSideOption = Annotated[
+    int, typer.Option(min=32, help="Pixels of the shorter side as the model sees frames.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+
+
+def layer_names(layers: str | None) -> tuple[str, ...] | None:
+    """What --layers names."""
+    return None if layers is None else tuple(part.strip() for part in layers.split(","))
+
 
 def program(version: VersionOption = False, debug: DebugOption = False) -> None:
     """Few-shot segmentation: a few annotated images in, masks of new images out."""

@@ -14,7 +14,16 @@ from rich.console import Console
 from fastfss.annotation import Annotation, Unsaid
 from fastfss.atomic import check_writable
 from fastfss.cli.marks import Shot, read_marks, read_shot
-from fastfss.cli.options import DebugOption
+from fastfss.cli.options import (
+    BackboneOption,
+    DebugOption,
+    DeviceOption,
+    LayersOption,
+    MethodOptions,
+    ThreadsOption,
+    WeightsOption,
+    layer_names,
+)
 from fastfss.cli.prediction_folder import REPORT, PendingQuery, PredictionFolder
 from fastfss.cli.prediction_run import Model, progress_bar, segment_queries
 from fastfss.cli.prediction_settings import PredictionSettings, TextSettings, Way
@@ -150,17 +159,9 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="The encoder; else the method's first published one.")
-    ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,NAME", help="The encoder's layers to use; else the published."),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|imagenet", help="A checkpoint or an encoder's weights."),
-    ] = None,
+    backbone: BackboneOption = None,
+    layers: LayersOption = None,
+    weights: WeightsOption = None,
     size: Annotated[
         int | None,
         typer.Option(min=1, help="Bring the longer side to this many pixels; else the method's."),
@@ -168,12 +169,7 @@ def predict(
     refine: Annotated[
         bool | None, typer.Option("--refine/--no-refine", help="The method's refinement pass.")
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="An option of the method, as in docs/methods.md; repeatable."
-        ),
-    ] = None,
+    option: MethodOptions = None,
     engine: Annotated[
         Path | None,
         typer.Option(
@@ -184,8 +180,8 @@ def predict(
         str,
         typer.Option(metavar="|".join(["auto", *list_backends()]), help="What runs the engine."),
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew in a folder that holds results.")
     ] = False,
@@ -216,7 +212,7 @@ def predict(
     settings = PredictionSettings(
         method=method or chosen_method(backbone, weights),
         backbone=backbone,
-        layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
+        layers=layer_names(layers),
         weights=weights,
         size=size,
         options=method_options(option or [], refine),

@@ -14,7 +14,17 @@ import torch
 import typer
 
 from fastfss.atomic import check_writable
-from fastfss.cli.options import DebugOption
+from fastfss.cli.options import (
+    BackboneOption,
+    DebugOption,
+    DeviceOption,
+    LayersOption,
+    MethodOptions,
+    ShorterSideOption,
+    ThreadsOption,
+    WeightsOption,
+    layer_names,
+)
 from fastfss.cli.predict import check_device, method_options
 from fastfss.cli.video import chosen_click_model, chosen_video_method
 from fastfss.errors import import_extra
@@ -51,22 +61,13 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="The encoder; else the method's.")] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="The encoder's layers; else its own.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|imagenet", help="A checkpoint or an encoder's weights."),
-    ] = None,
-    size: Annotated[
-        int, typer.Option(min=32, help="Pixels of the shorter side as the model sees frames.")
-    ] = 480,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the method; repeatable.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    backbone: BackboneOption = None,
+    layers: LayersOption = None,
+    weights: WeightsOption = None,
+    size: ShorterSideOption = 480,
+    option: MethodOptions = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     label_studio: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +103,7 @@ def serve(
         model = create_model(
             chosen,
             encoder=backbone,
-            layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
+            layers=layer_names(layers),
             weights=weights,
             **options,
         )

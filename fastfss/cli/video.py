@@ -16,7 +16,17 @@ from rich.console import Console
 from fastfss.annotation import Annotation
 from fastfss.atomic import check_writable, write_text_atomically
 from fastfss.cli.marks import read_marks
-from fastfss.cli.options import DebugOption
+from fastfss.cli.options import (
+    BackboneOption,
+    DebugOption,
+    DeviceOption,
+    LayersOption,
+    MethodOptions,
+    ShorterSideOption,
+    ThreadsOption,
+    WeightsOption,
+    layer_names,
+)
 from fastfss.cli.predict import check_device, method_options, support_shots
 from fastfss.cli.prediction_run import interruptions, progress_bar
 from fastfss.cli.prediction_settings import PredictionSettings, Way, differences, file_record
@@ -84,25 +94,16 @@ def video(
             show_default=False,
         ),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="The encoder; else the method's.")] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="The encoder's layers; else its own.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|imagenet", help="A checkpoint or an encoder's weights."),
-    ] = None,
-    size: Annotated[
-        int, typer.Option(min=32, help="Pixels of the shorter side as the model sees frames.")
-    ] = 480,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the method; repeatable.")
-    ] = None,
+    backbone: BackboneOption = None,
+    layers: LayersOption = None,
+    weights: WeightsOption = None,
+    size: ShorterSideOption = 480,
+    option: MethodOptions = None,
     refinement: Annotated[
         str, typer.Option(metavar="none|guided|grabcut|edges", help="Of the masks' edges.")
     ] = "none",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew in a folder that holds results.")
     ] = False,
@@ -124,7 +125,7 @@ def video(
     settings = PredictionSettings(
         method=method or chosen_video_method(backbone, weights),
         backbone=backbone,
-        layers=None if layers is None else tuple(part.strip() for part in layers.split(",")),
+        layers=layer_names(layers),
         weights=weights,
         size=size,
         options=method_options(option or [], None),

@@ -270,13 +270,8 @@ class Engine(ABC):
             prediction = self.segment_from(features, tasks, size)
         else:
             prediction = self.segment_from(features, tasks).of_region(region, size)
-        return Result.from_probabilities(
-            prediction.probabilities[0],
-            prediction.labels[0],
-            names=[one.name for one in tasks],
-            presence=None if prediction.presence is None else prediction.presence[0],
-            seconds=time.perf_counter() - started,
-        )
+        names = [one.name for one in tasks]
+        return prediction.result(names, time.perf_counter() - started)
 
     def prepare(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) -> the encode graph's input, normalised (1, 3, h, w)."""

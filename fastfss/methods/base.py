@@ -556,13 +556,8 @@ class FewShotSegmenter(nn.Module):
             prediction = segment(self.prepare(image), tasks, output_size=size)
         else:
             prediction = segment(self.prepare(image), tasks).of_region(region, size)
-        return Result.from_probabilities(
-            prediction.probabilities[0],
-            prediction.labels[0],
-            names=[one.name for one in tasks],
-            presence=None if prediction.presence is None else prediction.presence[0],
-            seconds=time.perf_counter() - started,
-        )
+        names = [one.name for one in tasks]
+        return prediction.result(names, time.perf_counter() - started)
 
     def check_task(self, task: Task) -> None:
         """Raise ValueError if a task was made by another method, encoder or other weights."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfss.result import Result
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -53,6 +55,21 @@ class Prediction:
             return F.interpolate(part, size, mode="bilinear", align_corners=False)
 
         return Prediction(restored(self.logits), restored(self.margins), self.presence)
+
+    def result(self, names: Sequence[str], seconds: float) -> Result:
+        """The first query's masks, scores and confidences as a person gets them.
+
+        Args:
+            names: of the N tasks.
+            seconds: how long it took.
+        """
+        return Result.from_probabilities(
+            self.probabilities[0],
+            self.labels[0],
+            names=names,
+            presence=None if self.presence is None else self.presence[0],
+            seconds=seconds,
+        )
 
     @staticmethod
     def from_pairs(pairs: Sequence[Tensor], presence: Tensor | None = None) -> Prediction:
