@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,6 @@ from tests.engines.small import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*random weights.*:UserWarning")
 
-ROOT = Path(__file__).parents[2]
 CPU = ("eager", "onnxruntime", "openvino", "openvino+eager")
 # Their exports take a quarter of a minute each.
 LONG = ("hsnet", "pfenet")
@@ -148,27 +145,14 @@ def test_the_default_model_with_its_own_weights(tmp_path: Path) -> None:
             assert found.presence == pytest.approx(wanted.presence, abs=1e-4)
 
 
-COMPILED = """
-import sys
-from fastfss import Task, engines
-from tests.engines.small import assert_same_mask, photographs
-
-folder, task = sys.argv[1], Task.load(sys.argv[2])
-compiled = engines.load(folder, "torch-compile")
-for photo in photographs():
-    wanted = engines.load(folder, "eager").predict(photo, task)
-    assert_same_mask(compiled.predict(photo, task), wanted)
-"""
-
-
 @pytest.mark.slow
-def test_compiled_graphs_agree(exported: Exported, tmp_path: Path) -> None:
-    """In a process of its own, of which nothing that was compiled is left."""
-    task = tmp_path / "task.safetensors"
-    fitted("ssp").save(task)
-    command = [sys.executable, "-W", "ignore", "-c", COMPILED, str(exported("ssp")), str(task)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+def test_compiled_graphs_agree(exported: Exported) -> None:
+    folder = exported("ssp")
+    task = fitted("ssp")
+    compiled = engines.load(folder, "torch-compile")
+    for photo in photographs():
+        wanted = engines.load(folder, "eager").predict(photo, task)
+        assert_same_mask(compiled.predict(photo, task), wanted)
 
 
 @pytest.mark.gpu

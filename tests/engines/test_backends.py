@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,28 @@ def test_loading_reads_nothing_but_the_folder(own_copy: Path) -> None:
     assert not any("/" in str(value) for value in manifest["settings"].values())
     found = engines.load(own_copy, "eager").predict(annotated((90, 120), 2)[0], fitted("ssp"))
     assert found.labels.shape == (90, 120)
+
+
+SIGNALLED = """
+import faulthandler, gc, os, signal, sys
+from fastfss import engines
+
+faulthandler.enable()  # gives the main thread a signal stack, which OpenVINO replaces
+first, second = (engines.load(sys.argv[1], "openvino") for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks of Linux")
+def test_a_signal_is_handled_after_engines_of_openvino_ended(exported: Exported) -> None:
+    """In a process of its own, which a signal stack in freed memory ends."""
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-W", "ignore", "-c", SIGNALLED, str(exported("ssp"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "handled\n"
