@@ -299,19 +299,10 @@ def _model(
     options: dict[str, Any],
     group: Processes,
 ) -> FewShotSegmenter:
-    import torch
+    from fastfss.cli.making import made_model
 
-    from fastfss.methods import create_model
-
-    torch.manual_seed(0)  # random weights are then the same in every process
-    model = create_model(
-        method,
-        encoder=backbone,
-        weights=weights,
-        layers=layer_names(layers),
-        size=size,
-        **options,
+    tell = "figures" if group.first else None
+    model = made_model(
+        method, backbone, layer_names(layers), weights, options, size=size, tell=tell
     )
-    if group.first and "random" in (model.weights_origin, model.head_origin):
-        typer.echo("warning: random weights: the figures mean nothing (--weights)", err=True)
     return model.to(group.device).eval()

@@ -14,6 +14,7 @@ import torch
 import typer
 
 from fastfss.atomic import check_writable
+from fastfss.cli.making import chosen_click_model, chosen_video_method, made_model
 from fastfss.cli.options import (
     BackboneOption,
     DebugOption,
@@ -26,9 +27,8 @@ from fastfss.cli.options import (
     layer_names,
 )
 from fastfss.cli.predict import check_device, method_options
-from fastfss.cli.video import chosen_click_model, chosen_video_method
 from fastfss.errors import import_extra
-from fastfss.methods import FewShotSegmenter, create_model
+from fastfss.methods import FewShotSegmenter
 
 
 def serve(
@@ -99,16 +99,7 @@ def serve(
     chosen = method or chosen_video_method(backbone, weights)
 
     def make_model() -> FewShotSegmenter:
-        torch.manual_seed(0)
-        model = create_model(
-            chosen,
-            encoder=backbone,
-            layers=layer_names(layers),
-            weights=weights,
-            **options,
-        )
-        if "random" in (model.weights_origin, model.head_origin):
-            typer.echo("warning: random weights: the masks mean nothing (--weights)", err=True)
+        model = made_model(chosen, backbone, layer_names(layers), weights, options)
         return model.to(device).for_inference()
 
     with ExitStack() as stack:

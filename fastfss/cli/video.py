@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import torch
 import typer
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fastfss.annotation import Annotation
 from fastfss.atomic import check_writable, write_text_atomically
+from fastfss.cli.making import chosen_click_model, chosen_video_method, made_model
 from fastfss.cli.marks import read_marks
 from fastfss.cli.options import (
     BackboneOption,
@@ -32,8 +33,6 @@ from fastfss.cli.prediction_run import interruptions, progress_bar
 from fastfss.cli.prediction_settings import PredictionSettings, Way, differences, file_record
 from fastfss.errors import expected
 from fastfss.interactive.refinement import RefinementName
-from fastfss.methods import NAMED_MODELS, FewShotSegmenter, create_model
-from fastfss.methods.named_models import DEFAULT, DEFAULT_VIDEO
 from fastfss.video import VideoSession, keep_freed_memory
 from fastfss.video.export import ExportFormat
 from fastfss.video.label_files import read_labels
@@ -154,19 +153,6 @@ def video(
     raise typer.Exit(code)
 
 
-def chosen_video_method(backbone: str | None, weights: str | None) -> str:
-    """Label propagation, with the package's weights where no others are named."""
-    own = backbone is None and weights is None
-    return DEFAULT_VIDEO if own else NAMED_MODELS[DEFAULT_VIDEO].method
-
-
-def chosen_click_model(method: str, device: str) -> FewShotSegmenter | None:
-    """The default model beside the default method; else clicks are the method's own."""
-    if method != DEFAULT_VIDEO:
-        return None
-    return create_model(DEFAULT).to(device).for_inference()
-
-
 def _session(
     source: FrameSource,
     settings: PredictionSettings,
@@ -183,17 +169,9 @@ def _session(
             raise expected("--out", "the folder of this same command, or --overwrite", changed[0])
     elif out.exists() and any(out.iterdir()) and not overwrite:
         raise expected("--out", "a new or empty folder, or --overwrite", f"'{out}' with files")
-    torch.manual_seed(0)
-    options: dict[str, Any] = dict(settings.options)
-    model = create_model(
-        settings.method,
-        encoder=settings.backbone,
-        layers=settings.layers,
-        weights=settings.weights,
-        **options,
+    model = made_model(
+        settings.method, settings.backbone, settings.layers, settings.weights, settings.options
     )
-    if "random" in (model.weights_origin, model.head_origin):
-        typer.echo("warning: random weights: the masks mean nothing (--weights)", err=True)
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder, "--out")
     if overwrite:
