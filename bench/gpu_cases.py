@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.ops.test_center_pivot_conv4d import taps
 from fastfss import ops
+from fastfss.methods.hypercorrelation import CenterPivotConv4d, HypercorrelationLearner
 from fastfss.ops.dense_correlation import dense_correlation_reference
 from fastfss.ops.dense_match import dense_match_reference
 from fastfss.ops.masked_average_pool import masked_average_pool_reference
 from fastfss.ops.prototype_match import prototype_match_reference
+from tests.methods.published_hsnet import published_learner
 from tests.methods.published_ssp import published_self_support
 from tests.published import (
     cosine_scores,
@@ -40,9 +44,12 @@ class Case:
         inputs: a fresh random set of the arguments of the three functions, on a device.
         ours: the operation.
         published: as the paper's code computes it.
-        reference: the plain PyTorch twin, to be compiled; None where it is a gradient.
+        reference: the plain PyTorch twin, to be compiled; None where it is not.
         work: in a dtype: bytes that must move, floating-point operations.
         by_triton: the operation by Triton, where CUDA C++ comes first.
+        products: its matrix products alone, by cuBLAS.
+        tolerance: how many of the dtype's tolerances ours may differ from the published form.
+        gradient: whether it differentiates, which no CUDA graph of ours holds.
     """
 
     name: str
@@ -52,10 +59,24 @@ class Case:
     reference: Function | None
     work: Callable[[torch.dtype], tuple[float, float]]
     by_triton: Function | None = None
+    products: Function | None = None
+    # Gradients and scores pass through two roundings of inputs.
+    tolerance: float = 2
+    gradient: bool = False
 
 
 def _random(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.randn(shape, device=device).to(dtype)
+
+
+def _maps(*shape: int, dtype: torch.dtype, device: torch.device, last: bool) -> Tensor:
+    """Random (B, C, h, w), channels last in memory if `last`."""
+    made = _random(*shape, dtype=dtype, device=device)
+    return made.contiguous(memory_format=torch.channels_last) if last else made
+
+
+def _layout(last: bool) -> str:
+    return " channels last" if last else ""
 
 
 def _chosen(share: float, *shape: int, device: torch.device) -> Tensor:
@@ -66,12 +87,14 @@ def _chosen(share: float, *shape: int, device: torch.device) -> Tensor:
     return (order < count).view(shape)
 
 
-def pool(batch: int, channels: int, side: int, pixels: int, resize: str) -> Case:
+def pool(
+    batch: int, channels: int, side: int, pixels: int, resize: str, *, last: bool = False
+) -> Case:
     """Foreground and background of soft masks."""
     published = ssp_masked_average_pool if resize == "mask" else panet_masked_average_pool
 
     def inputs(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        features = _random(batch, channels, side, side, dtype=dtype, device=device)
+        features = _maps(batch, channels, side, side, dtype=dtype, device=device, last=last)
         foreground = _chosen(0.2, batch, pixels, pixels, device=device).float()
         return features, torch.stack([foreground, 1 - foreground], dim=1)
 
@@ -84,7 +107,7 @@ def pool(batch: int, channels: int, side: int, pixels: int, resize: str) -> Case
         return maps + batch * 2 * (pixels**2 * 4 + channels * dtype.itemsize), 0.0
 
     return Case(
-        f"masked_average_pool {resize} {batch}x{channels}x{side}x{side}",
+        f"masked_average_pool {resize} {batch}x{channels}x{side}x{side}{_layout(last)}",
         inputs,
         lambda f, m: ops.masked_average_pool(f, m, resize=resize),  # type: ignore[arg-type]
         theirs,
@@ -94,11 +117,13 @@ def pool(batch: int, channels: int, side: int, pixels: int, resize: str) -> Case
     )
 
 
-def prototypes(batch: int, channels: int, side: int, count: int, *, each: bool = False) -> Case:
+def prototypes(
+    batch: int, channels: int, side: int, count: int, *, each: bool = False, last: bool = False
+) -> Case:
     """Scores of `count` prototypes; `each`: one for every position."""
 
     def inputs(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        features = _random(batch, channels, side, side, dtype=dtype, device=device)
+        features = _maps(batch, channels, side, side, dtype=dtype, device=device, last=last)
         grid = (side, side) if each else ()
         return features, _random(batch, count, channels, *grid, dtype=dtype, device=device)
 
@@ -109,7 +134,7 @@ def prototypes(batch: int, channels: int, side: int, count: int, *, each: bool =
 
     kind = "each position" if each else "prototypes"
     return Case(
-        f"prototype_match {count} {kind} {batch}x{channels}x{side}x{side}",
+        f"prototype_match {count} {kind} {batch}x{channels}x{side}x{side}{_layout(last)}",
         inputs,
         lambda x, y: ops.prototype_match(x, y, scale=10.0),
         lambda x, y: cosine_scores(x, list(y.unbind(dim=1))),
@@ -119,13 +144,14 @@ def prototypes(batch: int, channels: int, side: int, count: int, *, each: bool =
     )
 
 
-def correlation(batch: int, channels: int, layers: int, side: int) -> Case:
+def correlation(batch: int, channels: int, layers: int, side: int, *, last: bool = False) -> Case:
     """One of HSNet's levels."""
 
     def inputs(dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
         shape = (batch, channels, side, side)
         first, second = (
-            [_random(*shape, dtype=dtype, device=device) for _ in range(layers)] for _ in range(2)
+            [_maps(*shape, dtype=dtype, device=device, last=last) for _ in range(layers)]
+            for _ in range(2)
         )
         return first, second
 
@@ -135,14 +161,22 @@ def correlation(batch: int, channels: int, layers: int, side: int) -> Case:
         return elements * dtype.itemsize, 2.0 * batch * layers * channels * positions**2
 
     return Case(
-        f"dense_correlation {layers} layers {batch}x{channels}x{side}x{side}",
+        f"dense_correlation {layers} layers {batch}x{channels}x{side}x{side}{_layout(last)}",
         inputs,
         lambda q, s: ops.dense_correlation(q, s),
         hsnet_correlation,
         lambda q, s: dense_correlation_reference(q, s, True, 1e-5),
         work,
         lambda q, s: ops.dense_correlation(q, s, backend="triton"),
+        products=_correlation_products,
     )
+
+
+def _correlation_products(queries: list[Tensor], supports: list[Tensor]) -> list[Tensor]:
+    return [
+        torch.bmm(query.flatten(2).mT, support.flatten(2))
+        for query, support in zip(queries, supports, strict=True)
+    ]
 
 
 def self_support(batch: int, channels: int, side: int, share: float) -> Case:
@@ -194,7 +228,8 @@ def self_support_gradient(batch: int, channels: int, side: int, share: float) ->
         return 2 * moved, flop / 2 * 7
 
     ours, theirs = gradient(forward.ours), gradient(forward.published)
-    return Case(f"gradient of {forward.name}", forward.inputs, ours, theirs, None, work)
+    name = f"gradient of {forward.name}"
+    return Case(name, forward.inputs, ours, theirs, None, work, gradient=True)
 
 
 def prior(batch: int, channels: int, side: int, share: float) -> Case:
@@ -249,6 +284,63 @@ def attention(heads: int, channels: int, side: int) -> Case:
     )
 
 
+@cache
+def _learner(dtype: torch.dtype, device: torch.device) -> HypercorrelationLearner:
+    torch.manual_seed(0)
+    made = HypercorrelationLearner((4, 6, 3), "square").eval().requires_grad_(False)
+    return made.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+
+
+def learner(batch: int, grids: tuple[int, int, int] = (50, 25, 13)) -> Case:
+    """HSNet's learner (ResNet-50) behind given correlations."""
+
+    def inputs(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        levels = []
+        for side, layers in zip(grids, (4, 6, 3), strict=True):
+            made = torch.rand(batch, side, side, side, side, layers, device=device)
+            levels.append(made.to(dtype).permute(0, 5, 1, 2, 3, 4))
+        return tuple(levels)
+
+    def ours(*levels: Tensor) -> Tensor:
+        return _learner(levels[0].dtype, levels[0].device)(*levels)  # type: ignore[no-any-return]
+
+    def theirs(*levels: Tensor) -> Tensor:
+        plain = [one.contiguous() for one in levels]
+        return published_learner(_learner(levels[0].dtype, levels[0].device), plain)
+
+    def work(dtype: torch.dtype) -> tuple[float, float]:
+        moved = sum(n * side**4 for side, n in zip(grids, (4, 6, 3), strict=True))
+        return float(batch * moved * dtype.itemsize), batch * _learner_flop(grids)
+
+    name = f"center_pivot_conv4d HSNet's learner {batch}x{grids[0]}x{grids[0]}"
+    # Fourteen blocks and a decoder after each other round to 16 bits.
+    return Case(name, inputs, ours, theirs, None, work, tolerance=8)
+
+
+def _learner_flop(grids: tuple[int, int, int]) -> float:
+    """Multiply-adds twice, of the taps inside the grids."""
+    model, total = _learner(torch.float32, torch.device("cpu")), 0.0
+    fine, middle, coarse = grids
+    blocks = {
+        "encoder_layer2": (fine, fine),
+        "encoder_layer3": (middle, middle),
+        "encoder_layer4": (coarse, coarse),
+        "encoder_layer4to3": (middle, None),
+        "encoder_layer3to2": (fine, None),
+    }
+    left = 0  # of the support, behind the blocks so far
+    for block, (query, support) in blocks.items():
+        left = support or left
+        for conv in model.get_submodule(block).children():
+            if isinstance(conv, CenterPivotConv4d):
+                outputs, inputs, kernel, _ = conv.conv1.weight.shape
+                total += 2 * inputs * outputs * (query * taps(left, kernel, conv.stride)) ** 2
+                left = -(-left // conv.stride)
+                total += 2 * inputs * outputs * (left * taps(query, kernel, 1)) ** 2
+    decoder = (128 * 128 + 128 * 64) + 4 * (64 * 64 + 64 * 2)
+    return total + 2 * 9 * fine**2 * decoder
+
+
 CASES = (
     pool(1, 1024, 60, 473, "mask"),
     pool(16, 1024, 60, 473, "mask"),
@@ -265,4 +357,15 @@ CASES = (
     self_support_gradient(1, 1024, 60, 0.75),
     prior(1, 2048, 60, 0.18),
     attention(8, 64, 48),
+    # At batches that fill the card.
+    pool(16, 1024, 60, 473, "mask", last=True),
+    prototypes(16, 1024, 60, 2, last=True),
+    correlation(8, 2048, 3, 13, last=True),
+    correlation(8, 1024, 6, 25, last=True),
+    correlation(8, 512, 4, 50, last=True),
+    self_support(8, 1024, 60, 0.75),
+    self_support(8, 1024, 60, 1.0),
+    prior(8, 2048, 60, 0.18),
+    learner(1),
+    learner(8),
 )

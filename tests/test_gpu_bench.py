@@ -25,6 +25,10 @@ SMALL = [
     gpu_cases.self_support_gradient(1, 8, 5, 0.75),
     gpu_cases.prior(1, 8, 5, 0.4),
     gpu_cases.attention(2, 8, 5),
+    gpu_cases.pool(2, 8, 5, 13, "mask", last=True),
+    gpu_cases.prototypes(2, 8, 5, 3, last=True),
+    gpu_cases.correlation(2, 8, 3, 4, last=True),
+    gpu_cases.learner(1, (8, 4, 2)),
 ]
 
 
@@ -50,7 +54,7 @@ def test_work_is_that_of_the_specification():
     moved, flop = by_name["dense_match SSP 75% of 1x1024x60x60"].work(torch.bfloat16)
     assert flop == 4 * 1024 * 3600 * 2700  # 39.8 GFLOP
     assert moved == 2 * 1024 * 3600 * 2
-    levels = [by_name[name].work(torch.bfloat16) for name in by_name if "layers" in name]
+    levels = [by_name[name].work(torch.bfloat16) for name in by_name if "layers 1x" in name]
     assert sum(flop for _, flop in levels) == pytest.approx(30.7e9, rel=0.002)
     moved, _ = by_name["prototype_match 2 prototypes 1x1024x60x60"].work(torch.float16)
     assert round(moved / 1e6, 1) == 7.4
@@ -86,6 +90,16 @@ def test_measure_makes_a_row_and_times_every_set(monkeypatch):
     assert calls == [3, 3, 3]
     assert (row["ours_us"], row["published/ours"]) == (2.0, 1.0)
     assert row["dtype"] == "float32"
+
+
+def test_a_case_that_fails_is_a_row_that_says_why():
+    limits = gpu.Ceilings(1e12, 1e15)
+    case = SMALL[0]
+    wrong = gpu_cases.Case(
+        case.name, case.inputs, lambda *a: case.ours(*a) * 1.1, case.published, None, case.work
+    )
+    row = gpu.attempt(wrong, torch.float32, limits, CPU)
+    assert row["case"] == case.name and "differs by" in row["failed"]
 
 
 def test_every_product_with_configurations_can_be_tuned():

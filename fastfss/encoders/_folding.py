@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +37,8 @@ def fold_batch_norm_(model: nn.Module, probe: Tensor) -> bool:
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     if not norms:
         return False
-    before, feeders = _watch(model, norms, probe)
+    with _without_tf32():
+        before, feeders = _watch(model, norms, probe)
     if not feeders:
         return False
     for name, (convolution_name, convolution) in feeders.items():
@@ -46,7 +49,7 @@ def fold_batch_norm_(model: nn.Module, probe: Tensor) -> bool:
         fused = fused.to(convolution.weight.dtype).requires_grad_(False)
         _replace(model, convolution_name, fused)
         _replace(model, name, _after(norms[name]))
-    with torch.no_grad():
+    with torch.no_grad(), _without_tf32():
         after = model(probe)
     for name, expected in before.items():
         error = (after[name] - expected).norm() / expected.norm()
@@ -56,6 +59,14 @@ def fold_batch_norm_(model: nn.Module, probe: Tensor) -> bool:
                 f"the output of some convolution is used beside its norm, or its weights change"
             )
     return True
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """cuDNN's convolutions of float32 in float32: TF32, its default, differs by 5e-4."""
+    now = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark
+    with torch.backends.cudnn.flags(enabled=now[0], benchmark=now[1], allow_tf32=False):
+        yield
 
 
 def _watch(

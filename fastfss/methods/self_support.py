@@ -81,8 +81,9 @@ def select(scores: Tensor, config: SelfSupportConfig) -> Tensor:
         config: thresholds and the fallback's size.
     """
     probabilities = scores.detach().softmax(dim=1).flip(1).flatten(2)
-    limits = probabilities.new_tensor([config.foreground_threshold, config.background_threshold])
-    above = probabilities > limits.view(1, 2, 1)
+    # One by one: a tensor of both would be copied from the host, which no CUDA graph captures.
+    limits = config.foreground_threshold, config.background_threshold
+    above = torch.stack([probabilities[:, i] > limit for i, limit in enumerate(limits)], dim=1)
     count = probabilities.shape[2]
     # A size that an exported graph leaves free is no int, and taken to be large enough.
     count = min(config.fallback, count) if isinstance(count, int) else config.fallback

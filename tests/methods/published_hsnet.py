@@ -83,7 +83,7 @@ def published_predict(
     model: HSNet, images: Sequence[Tensor], masks: Sequence[Tensor], query: Tensor
 ) -> Tensor:
     """Labels (B, H, W): each shot on its own, query and support encoded for each; then votes."""
-    votes = torch.zeros(query.shape[0], *query.shape[2:])
+    votes = torch.zeros(query.shape[0], *query.shape[2:], device=query.device)
     for image, mask in zip(images, masks, strict=True):
         queries, supports = model.encoder(query), model.encoder(image)
         masked = {}
@@ -91,7 +91,7 @@ def published_predict(
             small = F.interpolate(
                 mask.unsqueeze(1).float(), one.shape[2:], mode="bilinear", align_corners=True
             )
-            masked[name] = one * small
+            masked[name] = one * small.to(one.dtype)
         levels = [
             hsnet_correlation([queries[n].clone() for n in level], [masked[n] for n in level])
             for level in model.levels
