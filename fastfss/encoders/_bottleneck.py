@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastfss.ops._gpu_inference import convolution, run
+
 _EXPANSION = 4
 
 
@@ -52,9 +54,11 @@ class Bottleneck(nn.Module):
         x: Tensor,  # (B, inputs, H, W)
     ) -> Tensor:  # (B, 4 * width, H / stride, W / stride)
         """Apply the block."""
-        identity = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
+        identity = x if self.downsample is None else run([self.downsample], x)
+        x = run([self.conv1, self.bn1, self.relu], x)
+        x = run([self.conv2, self.bn2, self.relu], x)
+        if isinstance(self.bn3, nn.Identity):
+            return convolution(x, self.conv3, add=identity, relu=self.activate)
         x = self.bn3(self.conv3(x))
         x += identity
         return self.relu(x) if self.activate else x

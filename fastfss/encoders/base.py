@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastfss.encoders._folding import fold_batch_norm_
 from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import expected
+from fastfss.ops._gpu_inference import run
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -321,9 +322,7 @@ class StagedEncoder(Encoder):
         return features
 
     def _run(self, stage: str, x: Tensor) -> Tensor:
-        for path in self._stages[stage]:
-            x = attrgetter(path)(self)(x)
-        return x
+        return run([attrgetter(path)(self) for path in self._stages[stage]], x)
 
     def _compute(self, images: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
         maps: dict[str, Tensor] = {}

@@ -17,6 +17,7 @@ from fastfss.encoders.base import (
 )
 from fastfss.encoders.torchvision_encoders import download
 from fastfss.errors import expected
+from fastfss.ops._gpu_inference import run
 
 # Convolutions and channels of each block.
 _BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -170,9 +171,7 @@ class FCNVGG(StagedEncoder):
             layers, paths = [self.get_submodule(path) for path in paths[:count]], paths[count:]
             convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
             x = with_blank_border(x, convolutions, layers[1:])
-        for path in paths:
-            x = self.get_submodule(path)(x)
-        return x
+        return run([self.get_submodule(path) for path in paths], x)
 
     def _fold_(self) -> bool:
         return False

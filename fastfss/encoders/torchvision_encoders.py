@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastfss.encoders._torchvision_blocks import use_folded_blocks_
 from fastfss.encoders.base import (
     IMAGENET_NORMALIZATION,
     FeatureInfo,
@@ -57,6 +58,11 @@ class TorchvisionResNet(StagedEncoder):
     def pretrained(self) -> dict[str, Tensor]:
         """torchvision's ImageNet weights."""
         return download(self.name)
+
+    def _fold_(self) -> bool:
+        folded = super()._fold_()
+        use_folded_blocks_(self)
+        return folded
 
 
 class TorchvisionSequential(StagedEncoder):

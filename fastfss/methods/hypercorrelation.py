@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastfss.ops import center_pivot_block, center_pivot_conv4d, dense_correlation
 from fastfss.ops._center_pivot_torch import group_norm4d
+from fastfss.ops._gpu_inference import resize_and_add, run
 from fastfss.ops.center_pivot_parts import center_pivot_block_in_parts
 
 Grid = Literal["square", "query"]
@@ -206,9 +207,21 @@ class HypercorrelationEncoder(nn.Module):
             (level3, self.encoder_layer3, self.encoder_layer4to3),
             (level2, self.encoder_layer2, self.encoder_layer3to2),
         ):
-            squeezed = squeeze(level)
-            mixed = mixer(squeezed + resize_query(mixed, (squeezed.shape[2], squeezed.shape[3])))
-        return mixed.mean(dim=(4, 5))
+            mixed = mixer(_enlarged_sum(mixed, squeeze(level)))
+        if not mixed.is_cuda:
+            return mixed.mean(dim=(4, 5))
+        # As neighbours in memory, which a GPU reads several times as fast.
+        return mixed.permute(0, 2, 3, 4, 5, 1).flatten(3, 4).mean(dim=3).permute(0, 3, 1, 2)
+
+
+def _enlarged_sum(coarse: Tensor, fine: Tensor) -> Tensor:
+    """fine plus coarse on its query grid; both (B, C, ha, wa, hb, wb)."""
+    last = [one.permute(0, 2, 3, 4, 5, 1) for one in (coarse, fine)]
+    if all(one.is_contiguous() for one in last):
+        flat = resize_and_add(*(one.flatten(3) for one in last))
+        if flat is not None:
+            return flat.view(last[1].shape).permute(0, 5, 1, 2, 3, 4)
+    return fine + resize_query(coarse, (fine.shape[2], fine.shape[3]))
 
 
 class HypercorrelationLearner(HypercorrelationEncoder):
@@ -234,9 +247,9 @@ class HypercorrelationLearner(HypercorrelationEncoder):
         """Logits, background and foreground, at twice the grid of the finest level."""
         mixed = self.mix(level2, level3, level4)
         size = self.output_size(mixed.shape[-2], mixed.shape[-1])
-        enlarged = F.interpolate(self.decoder1(mixed), size, mode="bilinear", align_corners=True)
-        logits: Tensor = self.decoder2(enlarged)
-        return logits
+        decoded = run([self.decoder1], mixed)
+        enlarged = F.interpolate(decoded, size, mode="bilinear", align_corners=True)
+        return run([self.decoder2], enlarged)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """The grid of the logits of a query grid."""

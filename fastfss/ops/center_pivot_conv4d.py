@@ -194,6 +194,9 @@ def _output(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return x.new_empty(batch, ha, wa, -(-hb // stride), -(-wb // stride), weight.shape[0])
 
 
+# Channels that a step of Triton's product takes whole; see kernels/_center_pivot_products.py.
+_TRITON_DEPTH = 16
+
 # Of up to so many bytes of channels, planes of one each are interleaved as they are read.
 _INTERLEAVED_BYTES = 64
 
@@ -266,7 +269,10 @@ def _triton_block(
 ) -> Tensor:
     out = _output(x, query_weight, stride)
     if out.numel() > 0:
-        last = x.permute(0, 2, 3, 4, 5, 1).contiguous()
+        last = x.permute(0, 2, 3, 4, 5, 1)
+        # Few channels are gathered one by one, where each lies in a plane of its own too.
+        if x.shape[1] % _TRITON_DEPTH == 0 or not x[0, 0].is_contiguous():
+            last = last.contiguous()
         norm = None
         if norm_weight is not None and norm_bias is not None:
             norm = norm_weight, norm_bias, groups, eps

@@ -48,8 +48,14 @@ def exact(tensors: list[Tensor], stride: int) -> Tensor:
         ((1, 2, 2, 2, 2, 16), 18, 3, 2),
         ((1, 1, 1, 3, 2, 32), 8, 3, 1),
         ((1, 2, 3, 1, 1, 4), 4, 1, 1),
+        ((2, 4, 5, 2, 3, 16), 16, 3, 1),
+        ((1, 3, 4, 7, 6, 16), 20, 5, 4),
+        ((1, 2, 2, 3, 3, 18), 8, 3, 2),
     ],
-    ids=["odd", "strided", "wide window", "a tap a step", "two steps a tap", "one tap"],
+    ids=[
+        *("odd", "strided", "wide window", "a tap a step", "two steps a tap", "one tap"),
+        *("several blocks of queries", "windows beside the grid", "a tap of many steps"),
+    ],
 )
 def test_it_equals_the_reference(device, dtype, shape, outputs, kernel, stride):
     tensors = inputs(device, dtype, shape, outputs, kernel)
@@ -58,9 +64,20 @@ def test_it_equals_the_reference(device, dtype, shape, outputs, kernel, stride):
     assert_close(result.cpu(), exact(tensors, stride))
 
 
+@pytest.mark.parametrize("channels", [2, 3, 16])
+def test_channels_in_planes(device, dtype, channels):
+    last, *weights = inputs(device, dtype, (2, 2, 3, 5, 4, channels), 8, 3)
+    planes = last.permute(0, 5, 1, 2, 3, 4).contiguous()
+    zero = torch.zeros_like(weights[2])
+    arguments = weights[0], weights[2], weights[1], zero
+    result = center_pivot_conv4d(planes, *arguments, stride=2, backend="triton")
+    assert_close(result.cpu(), exact([last, *weights], 2))
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_norm_and_relu_equal_pytorchs(device, dtype, groups):
-    tensors = inputs(device, dtype, (2, 2, 3, 3, 4, 2), 8, 3)
+@pytest.mark.parametrize("channels", [2, 16])
+def test_norm_and_relu_equal_pytorchs(device, dtype, groups, channels):
+    tensors = inputs(device, dtype, (2, 4, 5, 3, 4, channels), 8, 3)
     tensors[3] += 20  # a mean far from zero costs no digits
     weight, bias = random(8, seed=4).to(dtype).to(device), random(8, seed=5).to(dtype).to(device)
     result = convolved(tensors, 2, (weight, bias, groups, 1e-5))
