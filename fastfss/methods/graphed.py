@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,17 @@ from fastfss.task import Task
 
 if TYPE_CHECKING:
     from fastfss.methods.base import FewShotSegmenter
+
+
+@contextmanager
+def _fastest_convolutions() -> Iterator[None]:
+    """cuDNN chooses by time: a graph runs its choice many times, at the shapes it is made for."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class Graphed:
@@ -50,12 +62,12 @@ class Graphed:
         # Warmed up beside the graph: kernels compile and libraries choose at their first calls.
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), _fastest_convolutions():
             for _ in range(3):
                 self._function(*self._inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(graph):
+        with torch.cuda.device(device), torch.cuda.graph(graph), _fastest_convolutions():
             self._result = self._function(*self._inputs)
         self._graph = graph
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastfss.methods.prototypes import cosine_scores
 from fastfss.ops import dense_match_sums, masked_average_pool
+from fastfss.ops._gpu_inference import weighted_maps
 
 TEMPERATURE = 2.0  # of the attention that makes local background prototypes
 
@@ -124,7 +125,10 @@ def self_support(
     numerator, denominator = sums
     first_fg = config.support_weight * foreground + own * fg_mean
     constant = (1 - local) * bg_mean
-    first_bg = _blend(numerator, local / denominator, constant).to(features.dtype)
+    of_local = local / denominator
+    first_bg = weighted_maps((numerator,), of_local, constant, features.dtype)
+    if first_bg is None:
+        first_bg = _blend(numerator, of_local, constant).to(features.dtype)
     scores = cosine_scores(features, first_fg, first_bg)
     first = SelfSupportPass(selected, fg_mean, bg_mean, first_fg, scores)
     if not refine:
@@ -137,16 +141,18 @@ def self_support(
     change = dense_match_sums(
         features, features, features, again[:, 1] - selected[:, 1], scale=TEMPERATURE
     )
-    numerator, denominator = _add(numerator, change[0]), denominator + change[1]
-    del change
+    of_local = from_second * local / (denominator + change[1])
     second_fg = (
         from_support * foreground
         + from_first * first_fg
         + from_second * (config.support_weight * foreground + own * fg_mean)
     )
     constant = from_support * background + from_second * (1 - local) * bg_mean
-    second_bg = _blend(numerator, from_second * local / denominator, constant, reuse=True)
-    second_bg = _add(second_bg, first_bg, from_first).to(features.dtype)
+    parts, blend = (numerator, change[0]), (first_bg, from_first)
+    second_bg = weighted_maps(parts, of_local, constant, features.dtype, *blend)
+    if second_bg is None:
+        second_bg = _blend(_add(*parts), of_local, constant, reuse=True)
+        second_bg = _add(second_bg, *blend).to(features.dtype)
     second_scores = cosine_scores(features, second_fg, second_bg)
     second = SelfSupportPass(again, fg_mean, bg_mean, second_fg, second_scores)
     final = config.score_blend * second_scores + (1 - config.score_blend) * scores

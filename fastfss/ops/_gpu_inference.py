@@ -118,6 +118,33 @@ def resize_and_add(
         return _triton_call.kernels("resize_and_add").forward(small, large)  # type: ignore[no-any-return]
 
 
+def weighted_maps(
+    parts: tuple[Tensor, ...],  # one or two of (B, C, h, w), float32
+    weights: Tensor,  # (B, h, w), float32
+    constant: Tensor,  # (B, C)
+    dtype: torch.dtype,
+    other: Tensor | None = None,  # (B, C, h, w) of the dtype
+    factor: float = 0.0,
+) -> Tensor | None:  # (B, C, h, w)
+    """sum(parts) weights + constant + factor other, in one pass; None: not served."""
+    maps = (*parts, *(() if other is None else (other,)))
+    formats = torch.contiguous_format, torch.channels_last
+    kept = next((f for f in formats if all(m.is_contiguous(memory_format=f) for m in maps)), None)
+    served = (
+        kept is not None
+        and weights.dtype == torch.float32
+        and all(one.dtype == torch.float32 for one in parts)
+        and _plain(*maps, weights, constant)
+        and _triton_call.why_not_triton(*parts) is None
+    )
+    if not served:
+        return None
+    out = torch.empty_like(parts[0], dtype=dtype)
+    with _triton_call.on_device_of(out):
+        _triton_call.kernels("weighted_maps").forward(parts, weights, constant, other, factor, out)
+    return out
+
+
 def run(modules: list[nn.Module], x: Tensor) -> Tensor:
     """The modules, one after another; on a GPU a convolution takes the ReLU behind it along."""
     if not (x.is_cuda and _plain(x)):
