@@ -282,13 +282,13 @@ def attempt(
         return {"case": case.name, "dtype": _name(dtype), "failed": str(error).split("\n")[0]}
 
 
-def run(out: Path, dtypes: Sequence[torch.dtype], seconds: float) -> bool:
+def run(out: Path, cases: Sequence[Case], dtypes: Sequence[torch.dtype], seconds: float) -> bool:
     """All cases; then, while time is left, the compiled references. Whether all went well."""
     started, device = time.perf_counter(), torch.device("cuda")
     limits = ceilings()
     about = machine(limits)
     print(json.dumps(about))
-    pairs = [(case, dtype) for dtype in dtypes for case in CASES]
+    pairs = [(case, dtype) for dtype in dtypes for case in cases]
     rows: list[dict[str, Any]] = []
     for case, dtype in pairs:
         rows.append(attempt(case, dtype, limits, device))
@@ -318,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="where the rows go, JSON")
     parser.add_argument("--tune", nargs="*", metavar="KERNEL", help="time configurations instead")
+    parser.add_argument("--cases", default="", metavar="TEXT", help="only those named with it")
     parser.add_argument(
         "--dtypes",
         nargs="+",
@@ -338,7 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tune(options.tune, device=torch.device("cuda"))
             return 0
         dtypes = [dtype for dtype in DTYPES if _name(dtype) in options.dtypes]
-        return 0 if run(options.out, dtypes, options.seconds) else 1
+        cases = [case for case in CASES if options.cases in case.name]
+        return 0 if run(options.out, cases, dtypes, options.seconds) else 1
 
 
 if __name__ == "__main__":
