@@ -206,7 +206,12 @@ def tunable() -> list[tuple[str, Case, dict[torch.dtype, list[Any]]]]:
     gradient = "gradient of dense_match"
     return [
         entry("dense_correlation", "dense_correlation", *of_layers),
-        entry("dense_match_exponentials", "dense_match SSP", *in_blocks),
+        entry(
+            "dense_match_exponentials",
+            "dense_match SSP",
+            blocks.EXPONENTIALS,
+            blocks.CONFIGS_FLOAT32,
+        ),
         entry("dense_match_values", "dense_match SSP", *in_blocks),
         entry(
             "dense_match_max", "dense_match prior", dense_match.OF_MAXIMA, dense_match.OF_FLOAT32

@@ -11,7 +11,7 @@ bits on an H100), in the pass that computes the norms anyway.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -92,6 +92,11 @@ class Rows:
         strides = rows.stride(0) if batch > 1 else 0, rows.stride(1) if positions > 1 else 0
         return cls(rows, inverse, unit(channels, *strides))
 
+    def items(self, start: int, stop: int) -> Rows:
+        """Those of the items [start, stop) of the batch, as views."""
+        tensor, inverse = self.tensor[start:stop], self.inverse[start:stop]
+        return replace(self, tensor=tensor, inverse=inverse)
+
     @property
     def positions(self) -> int:
         """N."""
@@ -154,6 +159,11 @@ class Selection:
         block = 16 if interpreted() else min(4096, power_of_two(keys, 16))
         _select[(batch,)](weights, order, count, keys, POSITIVE=positive, BLOCK=block, num_warps=8)
         return cls(order, weights, count)
+
+    def items(self, start: int, stop: int) -> Selection:
+        """That of the items [start, stop) of the batch, as views."""
+        part = slice(start, stop)
+        return Selection(self.order[part], self.weights[part], self.count[part])
 
 
 @triton.jit

@@ -181,6 +181,7 @@ def test_every_configuration_fits(dtype, arch):
 
     wide = dtype == torch.float32
     blocks = _dense_match_blocks.CONFIGS_FLOAT32 if wide else _dense_match_blocks.CONFIGS
+    exponentials = blocks if wide else _dense_match_blocks.EXPONENTIALS
     tables = {
         "center_pivot_conv4d": (
             pivot,
@@ -192,7 +193,7 @@ def test_every_configuration_fits(dtype, arch):
             dense_correlation.CONFIGS_FLOAT32 if wide else dense_correlation.CONFIGS,
         ),
         "dense_match_max": (matching, dense_match.OF_FLOAT32 if wide else dense_match.OF_MAXIMA),
-        "dense_match_exponentials": (matching, blocks),
+        "dense_match_exponentials": (matching, exponentials),
         "dense_match_values": (matching, blocks),
         "dense_match_transposed": (matching_backward, blocks),
         "dense_match_slopes": (
