@@ -50,8 +50,8 @@ class Matching:
     ) -> Matching:
         """Rows are made once where tensors are the same; without value, weights below 0 exclude."""
         norms = eps if normalize else None
-        q = Rows.of(query, eps=norms)
-        k = q if _same(query, key) else Rows.of(key, eps=norms)
+        q, *other = Rows.of_all([query] if _same(query, key) else [query, key], eps=norms)
+        k = other[0] if other else q
         v = None
         if value is not None:
             v = k if _same(key, value) else q if _same(query, value) else Rows.of(value)

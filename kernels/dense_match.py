@@ -48,9 +48,9 @@ from fastfss.kernels._tiles import chosen_keys, product, scaled
 # Value channels that `_match` holds; more go through _dense_match_blocks.py.
 MOST_VALUES = 256
 
-# Few value channels: large tiles of logits. Many: 64 x 256 sums are 64 registers of 256 threads.
 # DCAMA's attention (8 x 64 x 48 x 48, 16 bits) on an H200: 82.2 us, with the second 84.3.
 OF_FEW_VALUES = [Config(64, 64, 64, warps=4, stages=3), Config(128, 64, 64, warps=8, stages=3)]
+# 64 x 256 sums are 64 registers of 256 threads.
 OF_MANY_VALUES = [Config(64, 64, 64, warps=8, stages=2), Config(64, 32, 64, warps=4, stages=3)]
 # PFENet's prior (C = 2048, 16 bits) on an H200, at batch 8 and 1: 509 us and 97.5, then 518 and
 # 98.1, 537 and 97.9, when the first still spilled a tile of maxima.

@@ -40,6 +40,20 @@ def test_more_layers_than_one_launch_takes(device):
     assert_close(dense_correlation(q, s, backend="triton").cpu(), exact(q, s))
 
 
+def test_layers_of_every_layout_in_one_call(device):
+    channels, layouts = [21, 1, 40, 5], ["last", "first", "last", "cut"]
+    sides = []
+    for grid, seed in (((5, 7), 0), ((3, 6), 50)):
+        made = [
+            laid_out(random(3, c, *grid, seed=seed + c), one)
+            for c, one in zip(channels, layouts, strict=True)
+        ]
+        sides.append([m.to(device) for m in made])
+        layouts = layouts[::-1]
+    result = dense_correlation(*sides, backend="triton")
+    assert_close(result.cpu(), exact(*sides))
+
+
 def test_empty_positions_correlate_with_nothing(device):
     (q,), (s,) = maps([6], (3, 3), seed=0), maps([6], (3, 3), seed=1)
     s[:, :, 1:] = 0
