@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from fastfss.ops import dense_correlation
+from fastfss.ops import _cuda_call, dense_correlation
 from fastfss.ops.dense_correlation import dense_correlation_reference
 from tests.kernels.helpers import assert_like_plain, captured, double, gradients, laid_out, random
 from tests.tolerances import assert_close
@@ -104,14 +106,18 @@ def test_real_sizes(device, batch, channels, layers, side, dtype, layout):
         return [laid_out(m.to(dtype), layout) for m in maps]
 
     q, s = made(0), made(100)
-    result = dense_correlation(q, s)
     wanted = dense_correlation_reference(
         [m.double() for m in q], [m.double() for m in s], True, 1e-5
     )
-    assert_close(result, wanted)
-    assert_like_plain(result, dense_correlation_reference(q, s, True, 1e-5), wanted)
-    assert torch.equal(dense_correlation(q, s), result)
-    assert torch.equal(captured(lambda: dense_correlation(q, s))(), result)
+    plain = dense_correlation_reference(q, s, True, 1e-5)
+    # Which comes first depends on the dtype and the GPU.
+    for backend in ("triton", "cuda") if _cuda_call.why_not_cuda(*q, *s) is None else ("triton",):
+        call = partial(dense_correlation, q, s, backend=backend)
+        result = call()
+        assert_close(result, wanted)
+        assert_like_plain(result, plain, wanted)
+        assert torch.equal(call(), result)
+        assert torch.equal(captured(call)(), result)
 
 
 @pytest.mark.gpu
