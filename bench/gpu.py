@@ -6,8 +6,9 @@
 Inputs rotate through more memory than the L2 holds, so every call finds its inputs cold. Two times
 are taken of ours: replayed in a CUDA graph, which is the GPU's work alone and is what bandwidth and
 rate are computed from, and called one by one, as the published form is, which is not capturable
-where it waits for the GPU. Where a kernel in CUDA C++ serves, Triton's is timed beside it. All are
-medians; the two ceilings, a copy and a matrix product in bfloat16, are measured in the same run.
+where it waits for the GPU. Where kernels in CUDA C++ serve, Triton's are timed beside them, and the
+other way round. All are medians; the two ceilings, a copy and a matrix product in bfloat16, are
+measured in the same run.
 Every result is compared with the published form before it is timed.
 """
 
@@ -162,9 +163,9 @@ def measure(
     # A graph has no autograd: gradients are measured one by one.
     alone = one_by_one(ours) if case.gradient else by_graph(ours)
     called, published = one_by_one(ours), one_by_one(bound(case.published, sets))
-    triton = None
-    if case.by_triton is not None and has_cuda_kernels(device):
-        triton = by_graph(bound(case.by_triton, sets))
+    both = {"triton_us": case.by_triton, "cuda_us": case.by_cuda}
+    both = both if has_cuda_kernels(device) else {}
+    each = {name: by_graph(bound(one, sets)) for name, one in both.items() if one is not None}
     products = None if case.products is None else by_graph(bound(case.products, sets))
     return {
         "case": case.name,
@@ -174,7 +175,7 @@ def measure(
         "ours_called_us": round(called * 1e6, 2),
         "published_us": round(published * 1e6, 2),
         "published/ours": round(published / called, 2),
-        **({} if triton is None else {"triton_us": round(triton * 1e6, 2)}),
+        **{name: round(seconds * 1e6, 2) for name, seconds in each.items()},
         **({} if products is None else {"products_us": round(products * 1e6, 2)}),
         **limits.row(alone, *case.work(dtype)),
     }
@@ -206,7 +207,12 @@ def tunable() -> list[tuple[str, Case, dict[torch.dtype, list[Any]]]]:
     gradient = "gradient of dense_match"
     return [
         entry("dense_correlation", "dense_correlation", *of_layers),
-        entry("dense_match_exponentials", "dense_match SSP", *in_blocks),
+        entry(
+            "dense_match_exponentials",
+            "dense_match SSP",
+            blocks.EXPONENTIALS,
+            blocks.CONFIGS_FLOAT32,
+        ),
         entry("dense_match_values", "dense_match SSP", *in_blocks),
         entry(
             "dense_match_max", "dense_match prior", dense_match.OF_MAXIMA, dense_match.OF_FLOAT32

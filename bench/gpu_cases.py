@@ -46,7 +46,8 @@ class Case:
         published: as the paper's code computes it.
         reference: the plain PyTorch twin, to be compiled; None where it is not.
         work: in a dtype: bytes that must move, floating-point operations.
-        by_triton: the operation by Triton, where CUDA C++ comes first.
+        by_triton: the operation by Triton, where there is a kernel in CUDA C++ too.
+        by_cuda: the operation by that, where Triton may come first.
         products: its matrix products alone, by cuBLAS.
         tolerance: how many of the dtype's tolerances ours may differ from the published form.
         gradient: whether it differentiates, which no CUDA graph of ours holds.
@@ -59,6 +60,7 @@ class Case:
     reference: Function | None
     work: Callable[[torch.dtype], tuple[float, float]]
     by_triton: Function | None = None
+    by_cuda: Function | None = None
     products: Function | None = None
     # Gradients and scores pass through two roundings of inputs.
     tolerance: float = 2
@@ -168,6 +170,7 @@ def correlation(batch: int, channels: int, layers: int, side: int, *, last: bool
         lambda q, s: dense_correlation_reference(q, s, True, 1e-5),
         work,
         lambda q, s: ops.dense_correlation(q, s, backend="triton"),
+        by_cuda=lambda q, s: ops.dense_correlation(q, s, backend="cuda"),
         products=_correlation_products,
     )
 

@@ -3,9 +3,11 @@
     P[i, j] = w_j e^{s_ij - t_i}                     a block of queries, every selected key
     out_i = sum_j P[i, j] v_j [/ sum_j P[i, j]]
 
-Queries are taken in blocks so that P has at most 2^24 elements, 32 MiB in 16 bits: it stays in the
-L2 (50 MB on an H100) between the product that writes it and the one that reads it, and memory does
-not grow with the number of shots. P is rounded to the inputs' dtype, as in any flash attention, and
+P of a block has about 2^24 elements, 32 MiB in 16 bits: it stays in the L2 (50 MB on an H100)
+between the product that writes it and the one that reads it, and memory grows neither with the
+batch nor with the number of shots. A block is as many items of the batch as fit with all their
+queries, so that their keys and values are read from memory once; an item that does not fit alone is
+cut into blocks of its queries. P is rounded to the inputs' dtype, as in any flash attention, and
 the totals are of the rounded elements. Each tile writes the sums of its rows to a place of its own;
 the second product adds them in order.
 """
@@ -13,6 +15,8 @@ the second product adds them in order.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import triton
@@ -24,10 +28,20 @@ from fastfss.kernels._matching import Matching
 from fastfss.kernels._rows import Rows
 from fastfss.kernels._tiles import logits_of_tile
 
-# Elements of P: 512 tiles of 128 x 256, four for every multiprocessor.
+# Elements of P: 512 tiles of 128 x 256, four for every multiprocessor. 60 x 60 queries and keys,
+# SSP's, are 0.77 of it; parts of one item exceed it by less than a row of tiles.
 WORKSPACE = 1 << 24
 
 # Depths divide columns, so that whole steps of the second product lie within tiles of the first.
+# Both products of SSP's shapes (C = D = 1024, 3600 positions, 16 bits) on an H200, at batch 8 and
+# 1: 1199 us and 126 with the first of EXPONENTIALS, 1309 and 130 with the second.
+EXPONENTIALS = [
+    Config(128, 256, 64, warps=8, stages=3),
+    Config(128, 128, 64, warps=8, stages=3),
+    Config(128, 128, 64, warps=4, stages=4),
+    Config(64, 256, 64, warps=4, stages=4),
+]
+# The products with P. Values, on the same card at batch 8: 1308 us in all, with the second 1377.
 CONFIGS = [
     Config(128, 128, 64, warps=8, stages=3),
     Config(128, 256, 64, warps=8, stages=3),
@@ -41,7 +55,8 @@ CONFIGS_FLOAT32 = [
 ]
 
 
-@triton.jit
+# Items' counts begin at any multiple of 4 bytes: no variant of a kernel for each alignment.
+@triton.jit(do_not_specialize_on_alignment=["counts"])
 def _exponentials(
     query, key, query_inverse, key_inverse, order, weights, counts, tops, p, tile_totals,
     first, rows, queries, keys, channels_u, query_step, query_row, key_step, key_row, pitch_u,
@@ -79,7 +94,7 @@ def _exponentials(
     tl.store(p, result, mask=row_inside[:, None] & (j < pitch)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["counts"])
 def _times_rows(
     p, right, order, counts, tile_totals, tops, out, totals,
     first, rows, queries, keys, width_u, right_step, right_row, pitch_u, out_b, out_c, out_p, tile,
@@ -139,42 +154,69 @@ def _times_rows(
 
 
 def config_for(kernel: str, dtype: torch.dtype) -> Config:
-    """Block sizes of a product of this file."""
+    """Block sizes of a product with P."""
     return choose(kernel, CONFIGS_FLOAT32 if dtype.itemsize == 4 else CONFIGS)
 
 
-def row_blocks(batch: int, queries: int, pitch: int) -> list[tuple[int, int]]:
-    """First query and number of queries of each block: whole tiles, WORKSPACE elements in all."""
+@dataclass(frozen=True)
+class Block:
+    """What P holds at a time: items [start, stop) of the batch, their queries from `first` on."""
+
+    start: int
+    stop: int
+    first: int
+    rows: int
+
+
+def blocks_of(batch: int, queries: int, pitch: int) -> list[Block]:
+    """Blocks of about WORKSPACE elements: several items, or one's queries in whole tiles, evenly.
+
+    Of an item, in the order of its queries.
+    """
+    if batch == 0 or queries == 0:
+        return []
     tile = 16 if interpreted() else 128
-    step = max(tile, WORKSPACE // (batch * pitch) // tile * tile)
-    return [(first, min(step, queries - first)) for first in range(0, queries, step)]
+    tiles = cdiv(queries, tile)
+    of_item = queries * max(pitch, 1)
+    launches = cdiv(batch, max(1, WORKSPACE // of_item))
+    parts = min(tiles, cdiv(of_item, WORKSPACE))
+    starts = [batch * one // launches for one in range(launches + 1)]
+    # The last, whose last tile may not be whole, gets the odd tile.
+    firsts = [*(tiles * one // parts * tile for one in range(parts)), queries]
+    return [
+        Block(start, stop, first, after - first)
+        for start, stop in pairwise(starts)
+        for first, after in pairwise(firsts)
+    ]
 
 
 def workspace(matching: Matching, dtype: torch.dtype) -> tuple[Tensor, int]:
     """Memory for one block of P, flat, and the distance of its rows."""
     pitch = cdiv(matching.key.positions, 16) * 16
-    batch, queries = len(matching.query.tensor), matching.query.positions
-    rows = max((count for _, count in row_blocks(batch, queries, pitch)), default=0)
-    return new(matching.query.tensor, batch * rows * pitch, dtype=dtype), pitch
+    blocks = blocks_of(len(matching.query.tensor), matching.query.positions, pitch)
+    rows = max(((one.stop - one.start) * one.rows for one in blocks), default=0)
+    return new(matching.query.tensor, rows * pitch, dtype=dtype), pitch
 
 
 def match_in_blocks(
     matching: Matching, tops: Tensor, out: Tensor, totals: Tensor, *, divide: bool
 ) -> None:
     """Into `out` (B, D, N), any strides, and `totals` (B, N); see dense_match.match."""
-    query, key, value = matching.query, matching.key, matching.value
-    assert value is not None
-    dtype = query.tensor.dtype
-    batch, keys = len(query.tensor), key.positions
+    dtype = matching.query.tensor.dtype
     p, pitch = workspace(matching, dtype)
-    config = config_for("dense_match_exponentials", dtype)
-    common = math.gcd(query.unit, key.unit)
-    tiles = cdiv(keys, config.columns)
-    for first, rows in row_blocks(batch, query.positions, pitch):
+    exponentials = CONFIGS_FLOAT32 if dtype.itemsize == 4 else EXPONENTIALS
+    config = choose("dense_match_exponentials", exponentials)
+    for block in blocks_of(len(matching.query.tensor), matching.query.positions, pitch):
+        items = slice(block.start, block.stop)
+        of_items = matching.items(block.start, block.stop)
+        query, key, value = of_items.query, of_items.key, of_items.value
+        assert value is not None
+        batch, keys, first, rows = len(query.tensor), key.positions, block.first, block.rows
+        common, tiles = math.gcd(query.unit, key.unit), cdiv(keys, config.columns)
         tile_totals = new(out, batch, tiles, rows)
         _exponentials[(batch * cdiv(rows, config.rows) * tiles,)](
-            *(query.tensor, key.tensor, query.inverse, key.inverse, *matching.selected),
-            *(tops, p, tile_totals, first, rows, query.positions, keys),
+            *(query.tensor, key.tensor, query.inverse, key.inverse, *of_items.selected),
+            *(tops[items], p, tile_totals, first, rows, query.positions, keys),
             *(query.tensor.shape[2] // common, *query.strides_in(common), *key.strides_in(common)),
             *(pitch // 16, matching.factor),
             UNIT=common,
@@ -188,8 +230,8 @@ def match_in_blocks(
             **config.options(),
         )
         times_rows(
-            matching, p, pitch, value, out, first, rows, precision(dtype),
-            totals=(tile_totals, config.columns, tops, totals), divide=divide,
+            of_items, p, pitch, value, out[items], first, rows, precision(dtype),
+            totals=(tile_totals, config.columns, tops[items], totals[items]), divide=divide,
         )  # fmt: skip
 
 

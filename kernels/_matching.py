@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,8 +50,8 @@ class Matching:
     ) -> Matching:
         """Rows are made once where tensors are the same; without value, weights below 0 exclude."""
         norms = eps if normalize else None
-        q = Rows.of(query, eps=norms)
-        k = q if _same(query, key) else Rows.of(key, eps=norms)
+        q, *other = Rows.of_all([query] if _same(query, key) else [query, key], eps=norms)
+        k = other[0] if other else q
         v = None
         if value is not None:
             v = k if _same(key, value) else q if _same(query, value) else Rows.of(value)
@@ -61,6 +61,15 @@ class Matching:
         bounded = normalize and abs(scale) <= BOUNDED_SCALE[query.dtype]
         factor = scale * math.log2(math.e)
         return cls(q, k, v, selection, factor, normalize, bounded, scale)
+
+    def items(self, start: int, stop: int) -> Matching:
+        """That of the items [start, stop) of the batch, as views."""
+        if (start, stop) == (0, len(self.query.tensor)):
+            return self
+        value = None if self.value is None else self.value.items(start, stop)
+        selection = None if self.selection is None else self.selection.items(start, stop)
+        query, key = self.query.items(start, stop), self.key.items(start, stop)
+        return replace(self, query=query, key=key, value=value, selection=selection)
 
     @property
     def selected(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -105,9 +105,10 @@ def forward(
 ) -> None:
     """Into `out`."""
     for first in range(0, len(queries), LAYERS):
-        q = [Rows.of(maps, eps=eps, add_eps=True) for maps in queries[first : first + LAYERS]]
-        s = [Rows.of(maps, eps=eps, add_eps=True) for maps in supports[first : first + LAYERS]]
-        _launch(q, s, clamp, out[:, first : first + len(q)])
+        layers = slice(first, first + LAYERS)
+        rows = Rows.of_all([*queries[layers], *supports[layers]], eps=eps, add_eps=True)
+        half = len(rows) // 2
+        _launch(rows[:half], rows[half:], clamp, out[:, layers])
 
 
 def _launch(queries: list[Rows], supports: list[Rows], clamp: bool, out: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The gradients of dense_match and dense_match_sums, in blocks of queries.
+"""The gradients of dense_match and dense_match_sums, in blocks.
 
 With g the gradient of the result, h that of the denominators, hats for unit vectors and z_i the
 total of row i:
@@ -24,7 +24,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastfss.kernels._dense_match_blocks import config_for, row_blocks, times_rows, workspace
+from fastfss.kernels._dense_match_blocks import (
+    Block,
+    blocks_of,
+    config_for,
+    times_rows,
+    workspace,
+)
 from fastfss.kernels._launch import (
     Config,
     cdiv,
@@ -48,7 +54,7 @@ SLOPES = [
 SLOPES_FLOAT32 = [Config(64, 64, 32, warps=8, stages=3), Config(64, 64, 32, warps=4, stages=3)]
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["counts"])
 def _slopes(
     query, key, value, grad, query_inverse, key_inverse, order, weights, counts,
     tops, row_scale, row_slope, p, e,
@@ -99,7 +105,7 @@ def _slopes(
     tl.store(e + to, slope, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["counts"])
 def _transposed_times_rows(
     p, right, order, counts, out,
     first, rows, keys, width_u, right_step, right_row, pitch_u,
@@ -222,7 +228,7 @@ def backward(
 
 
 class _Blocks:
-    """The products of `backward`, block by block of queries."""
+    """The products of `backward`, block by block."""
 
     def __init__(self, matching: Matching, grad: Tensor, of_rows: Tensor, eps: float) -> None:
         dtype = matching.query.tensor.dtype
@@ -246,15 +252,21 @@ class _Blocks:
         # Keys that are not selected have no gradient.
         for_key = None if grad_key is None else new(like, batch, keys, channels).zero_()
         for_value = None if grad_value is None else new(like, batch, keys, values).zero_()
-        for first, rows in row_blocks(batch, queries, self.pitch):
-            self._slopes(first, rows)
+        for block in blocks_of(batch, queries, self.pitch):
+            items = slice(block.start, block.stop)
+            of_items = matching.items(block.start, block.stop)
+            grad = self.grad.items(block.start, block.stop)
+            self._slopes(of_items, grad, block)
             if for_query is not None:
-                out = for_query.transpose(1, 2)
-                times_rows(matching, self.e, self.pitch, key, out, first, rows, self.dot)
+                out = for_query[items].transpose(1, 2)
+                times_rows(
+                    of_items, self.e, self.pitch, of_items.key, out, block.first, block.rows,
+                    self.dot,
+                )  # fmt: skip
             if for_key is not None:
-                self._transposed(self.e, query, for_key, first, rows)
+                self._transposed(self.e, of_items, of_items.query, for_key[items], block)
             if for_value is not None:
-                self._transposed(self.p, self.grad, for_value, first, rows)
+                self._transposed(self.p, of_items, grad, for_value[items], block)
         normalize = matching.normalize
         if for_query is not None and grad_query is not None:
             _write(for_query, query, grad_query, normalize=normalize, eps=self.eps)
@@ -263,19 +275,19 @@ class _Blocks:
         if for_value is not None and grad_value is not None:
             grad_value.copy_(for_value.transpose(1, 2))
 
-    def _slopes(self, first: int, rows: int) -> None:
-        matching = self.matching
-        query, key, value, grad = matching.query, matching.key, matching.value, self.grad
+    def _slopes(self, matching: Matching, grad: Rows, block: Block) -> None:
+        query, key, value = matching.query, matching.key, matching.value
         assert value is not None
         configs = SLOPES_FLOAT32 if self.dtype == torch.float32 else SLOPES
         config = choose("dense_match_slopes", configs)
         common, of_values = math.gcd(query.unit, key.unit), math.gcd(value.unit, grad.unit)
         batch, queries, channels = query.tensor.shape
-        tiles = cdiv(rows, config.rows) * cdiv(key.positions, config.columns)
+        tiles = cdiv(block.rows, config.rows) * cdiv(key.positions, config.columns)
+        of_rows = self.of_rows[:, block.start : block.stop]
         _slopes[(batch * tiles,)](
             *(query.tensor, key.tensor, value.tensor, grad.tensor, query.inverse, key.inverse),
-            *(*matching.selected, *self.of_rows, self.p, self.e),
-            *(first, rows, queries, key.positions, channels // common),
+            *(*matching.selected, *of_rows, self.p, self.e),
+            *(block.first, block.rows, queries, key.positions, channels // common),
             value.tensor.shape[2] // of_values,
             *(*query.strides_in(common), *key.strides_in(common)),
             *(*value.strides_in(of_values), *grad.strides_in(of_values)),
@@ -292,18 +304,21 @@ class _Blocks:
             **config.options(),
         )
 
-    def _transposed(self, p: Tensor, right: Rows, out: Tensor, first: int, rows: int) -> None:
+    def _transposed(
+        self, p: Tensor, matching: Matching, right: Rows, out: Tensor, block: Block
+    ) -> None:
         config = config_for("dense_match_transposed", self.dtype)
         batch, keys, width = out.shape
-        order, _, counts = self.matching.selected
+        order, _, counts = matching.selected
         tiles = cdiv(keys, config.rows) * cdiv(width, config.columns)
         _transposed_times_rows[(batch * tiles,)](
             *(p, right.tensor, order, counts, out),
-            *(first, rows, keys, width // right.unit, *right.strides, self.pitch // 16),
+            *(block.first, block.rows, keys, width // right.unit, *right.strides),
+            self.pitch // 16,
             UNIT=right.unit,
             PITCH_UNIT=16,
-            SELECT=self.matching.selection is not None,
-            ADD=first > 0,
+            SELECT=matching.selection is not None,
+            ADD=block.first > 0,
             PRECISION=self.dot,
             ROWS=config.rows,
             COLUMNS=config.columns,

@@ -42,12 +42,13 @@ class Operation:
 
     The first of `fast` that can serve a call does: the native core takes tensors of the CPU,
     kernels in CUDA C++ and in Triton those of a GPU (Triton's, with TRITON_INTERPRET=1, of the CPU
-    in the native core's place).
+    in the native core's place). Where `triton_first` says so, Triton's come before all others.
     """
 
     name: str
     reference: Callable[..., Any]
     fast: dict[Backend, Implementation]
+    triton_first: Callable[..., bool] = lambda *args: False
 
     def __call__(self, backend: Backend, *args: Any) -> Any:
         """Run by the chosen backend; NotImplementedError names what a forced one lacks."""
@@ -76,8 +77,11 @@ class Operation:
 
     def choice(self, *args: Any) -> Backend:
         """The backend that serves the call where none is forced."""
-        for name, implementation in self.fast.items():
-            if implementation.why_not(*args) is None:
+        names = list(self.fast)
+        if self.triton_first(*args):
+            names.sort(key=lambda name: name != "triton")
+        for name in names:
+            if self.fast[name].why_not(*args) is None:
                 return name
         return "reference"
 
@@ -134,6 +138,7 @@ def register(
     fake: Callable[..., Any],
     cuda: Callable[..., Any] | None = None,
     why_not_cuda: Callable[..., str | None] | None = None,
+    triton_first: Callable[..., bool] = lambda *args: False,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
 ) -> Operation:
@@ -150,6 +155,7 @@ def register(
         fake: shapes and dtypes only, for torch.compile.
         cuda: the call of the kernel in CUDA C++, same arguments; None where there is none.
         why_not_cuda: same arguments; the reason why `cuda` cannot serve them, or None.
+        triton_first: same arguments; whether `triton` is faster than `cuda` for them.
         backward: torch.library's `backward(ctx, *grads)`; None for an operator without a gradient.
         setup_context: torch.library's `setup_context(ctx, inputs, output)`.
     """
@@ -158,7 +164,7 @@ def register(
     if cuda is not None and why_not_cuda is not None:
         fast["cuda"] = Implementation(cuda, why_not_cuda)
     fast["triton"] = Implementation(triton, why_not_triton)
-    operation = Operation(name, reference, fast)
+    operation = Operation(name, reference, fast, triton_first)
     library.impl(name, operation.dispatch, "CPU")
     library.impl(name, operation.dispatch, "CUDA")
     library.impl(name, reference, "CompositeExplicitAutograd")

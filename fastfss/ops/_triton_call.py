@@ -46,6 +46,14 @@ def why_not_device(device: torch.device) -> str | None:
     return None
 
 
+@cache
+def has_warpgroup_products(device: torch.device) -> bool:
+    """Whether Triton multiplies there by Hopper's wgmma; csrc/cuda has Ampere's mma.sync alone."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device: make it the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -54,7 +54,7 @@ class _Driver:
         self.utils = self
 
     def get_current_device(self) -> int:
-        return -1  # no real one: kernels are cached by device
+        return -self.capability  # no real one: kernels are cached by device
 
     def get_current_stream(self, device: int) -> int:
         return 0

@@ -62,8 +62,12 @@ def prototypes(dtype: torch.dtype, layout: str) -> None:
 def correlation(dtype: torch.dtype, layout: str) -> None:
     from fastfss.kernels import dense_correlation as kernels
 
-    maps = [empty(1, 512, 50, 50, dtype=dtype, layout=layout) for _ in range(4)]
-    kernels.forward(maps, maps, True, 1e-5, torch.empty(1, 4, 2500, 2500, dtype=dtype))
+    other = "last" if layout == "first" else "first"
+    queries, supports = (
+        [empty(1, 512, 50, 50, dtype=dtype, layout=one) for _ in range(4)]
+        for one in (layout, other)
+    )
+    kernels.forward(queries, supports, True, 1e-5, torch.empty(1, 4, 2500, 2500, dtype=dtype))
 
 
 def matching(dtype: torch.dtype, layout: str) -> None:
@@ -118,17 +122,20 @@ PRODUCTS = {
     "_transposed_times_rows",
 }
 # What streams features through, which must do it in 16 bytes.
-STREAMS = {"_sum_positions", "_sum_channels", "_sum_channels_of_many", "_one_each", "_to_rows"}
+STREAMS = {
+    *("_sum_positions", "_sum_channels", "_sum_channels_of_many", "_one_each", "_to_rows"),
+    "_inverse_norms",
+}
 EXPECTED = {
     pool: {"_resize", "_sum_positions", "_spread", "_sum_channels"},
     prototypes: {
         *("_sum_channels", "_sum_channels_of_many", "_one_each", "_spread", "_sum_positions"),
         "_one_each_backward",
     },
-    correlation: {"_to_rows", "_correlate"},
+    correlation: {"_to_rows", "_inverse_norms", "_correlate"},
     pivot: {"_convolve", "_gather", "_statistics", "_apply"},
     matching: {
-        *("_to_rows", "_select", "_exponentials", "_times_rows", "_match", "_combine"),
+        *("_select", "_exponentials", "_times_rows", "_match", "_combine"),
         "_combine_maxima",
     },
     matching_backward: {"_to_rows", "_select", "_slopes", "_times_rows", "_transposed_times_rows"},
@@ -182,6 +189,7 @@ def test_every_configuration_fits(dtype, arch):
 
     wide = dtype == torch.float32
     blocks = _dense_match_blocks.CONFIGS_FLOAT32 if wide else _dense_match_blocks.CONFIGS
+    exponentials = blocks if wide else _dense_match_blocks.EXPONENTIALS
     tables = {
         "center_pivot_conv4d": (
             pivot,
@@ -193,7 +201,7 @@ def test_every_configuration_fits(dtype, arch):
             dense_correlation.CONFIGS_FLOAT32 if wide else dense_correlation.CONFIGS,
         ),
         "dense_match_max": (matching, dense_match.OF_FLOAT32 if wide else dense_match.OF_MAXIMA),
-        "dense_match_exponentials": (matching, blocks),
+        "dense_match_exponentials": (matching, exponentials),
         "dense_match_values": (matching, blocks),
         "dense_match_transposed": (matching_backward, blocks),
         "dense_match_slopes": (

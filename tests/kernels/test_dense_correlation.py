@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from fastfss.ops import dense_correlation
+from fastfss.ops import _cuda_call, dense_correlation
 from fastfss.ops.dense_correlation import dense_correlation_reference
 from tests.kernels.helpers import assert_like_plain, captured, double, gradients, laid_out, random
 from tests.tolerances import assert_close
@@ -38,6 +40,20 @@ def test_more_layers_than_one_launch_takes(device):
     channels = [3, 4, 5, 6, 7, 8, 9, 10, 11]
     q, s = ([m.to(device) for m in maps(channels, (2, 2), seed=x, batch=1)] for x in (0, 50))
     assert_close(dense_correlation(q, s, backend="triton").cpu(), exact(q, s))
+
+
+def test_layers_of_every_layout_in_one_call(device):
+    channels, layouts = [21, 1, 40, 5], ["last", "first", "last", "cut"]
+    sides = []
+    for grid, seed in (((5, 7), 0), ((3, 6), 50)):
+        made = [
+            laid_out(random(3, c, *grid, seed=seed + c), one)
+            for c, one in zip(channels, layouts, strict=True)
+        ]
+        sides.append([m.to(device) for m in made])
+        layouts = layouts[::-1]
+    result = dense_correlation(*sides, backend="triton")
+    assert_close(result.cpu(), exact(*sides))
 
 
 def test_empty_positions_correlate_with_nothing(device):
@@ -90,14 +106,18 @@ def test_real_sizes(device, batch, channels, layers, side, dtype, layout):
         return [laid_out(m.to(dtype), layout) for m in maps]
 
     q, s = made(0), made(100)
-    result = dense_correlation(q, s)
     wanted = dense_correlation_reference(
         [m.double() for m in q], [m.double() for m in s], True, 1e-5
     )
-    assert_close(result, wanted)
-    assert_like_plain(result, dense_correlation_reference(q, s, True, 1e-5), wanted)
-    assert torch.equal(dense_correlation(q, s), result)
-    assert torch.equal(captured(lambda: dense_correlation(q, s))(), result)
+    plain = dense_correlation_reference(q, s, True, 1e-5)
+    # Which comes first depends on the dtype and the GPU.
+    for backend in ("triton", "cuda") if _cuda_call.why_not_cuda(*q, *s) is None else ("triton",):
+        call = partial(dense_correlation, q, s, backend=backend)
+        result = call()
+        assert_close(result, wanted)
+        assert_like_plain(result, plain, wanted)
+        assert torch.equal(call(), result)
+        assert torch.equal(captured(call)(), result)
 
 
 @pytest.mark.gpu

@@ -154,6 +154,41 @@ def test_huge_logits_stay_finite(device):
     assert_close(result.cpu().flatten(2), wanted)
 
 
+def test_blocks_are_whole_items_or_even_parts_of_one(monkeypatch):
+    blocks = pytest.importorskip("fastfss.kernels._dense_match_blocks")
+    monkeypatch.setattr(blocks, "interpreted", lambda: False)
+
+    def of(batch: int, queries: int, pitch: int) -> list[tuple[int, ...]]:
+        made = blocks.blocks_of(batch, queries, pitch)
+        return [(one.start, one.stop, one.first, one.rows) for one in made]
+
+    assert of(2, 3600, 3600) == [(0, 1, 0, 3600), (1, 2, 0, 3600)]
+    assert of(9, 1024, 2048) == [(0, 4, 0, 1024), (4, 9, 0, 1024)]
+    assert of(1, 3600, 5 * 3600) == [
+        *((0, 1, 0, 896), (0, 1, 896, 896), (0, 1, 1792, 896), (0, 1, 2688, 912)),
+    ]
+    assert of(1, 100, 1 << 24) == [(0, 1, 0, 100)]
+    assert of(0, 5, 16) == of(5, 0, 16) == []
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "all keys"])
+def test_some_items_at_a_time_give_the_same(device, monkeypatch, masked):
+    from fastfss.kernels import _dense_match_blocks
+    from fastfss.kernels import dense_match as kernels
+
+    *maps, mask = ODD.maps(torch.float32, device, batch=3)
+    given = mask if masked else None
+    monkeypatch.setattr(kernels, "MOST_VALUES", 0)
+    for options in OPTIONS[:2]:
+        found = []
+        for items in (3, 2, 1):
+            # 35 queries, 18 keys in rows of 32.
+            monkeypatch.setattr(_dense_match_blocks, "WORKSPACE", items * 35 * 32)
+            found.append(dense_match(*maps, given, **options, backend="triton"))
+            assert torch.equal(found[-1], found[0])
+        assert_close(found[0].cpu(), exact(*maps, given, **options))
+
+
 def test_explain_names_triton(device):
     *maps, mask = ODD.maps(torch.float16, device)
     found = explain("dense_match", *maps, mask)

@@ -69,6 +69,21 @@ def test_gradients_of_sums_equal_the_references(device, dtype, size):
         assert_close(mine.cpu(), right)
 
 
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "all keys"])
+def test_some_items_at_a_time_give_the_same_gradients(device, monkeypatch, masked):
+    from fastfss.kernels import _dense_match_blocks
+
+    *maps, mask = ODD.maps(torch.float32, device, batch=3)
+    given, along = mask if masked else None, directions(ODD, 3)[:1]
+    found = []
+    for items in (3, 2, 1):
+        # 35 queries, 18 keys in rows of 32.
+        monkeypatch.setattr(_dense_match_blocks, "WORKSPACE", items * 35 * 32)
+        found.append(gradients(lambda *t: dense_match(*t, given, backend="triton"), maps, along))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+
+
 def test_one_tensor_in_all_places(device):
     x, _, _, _ = ODD.maps(torch.float32, device)
     x[0, :, 1, 1] = 1e-6  # below eps: the norm is a constant there

@@ -23,11 +23,16 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.setattr(_triton_call, "installed", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.version, "hip", None)
-    for call in (_cuda_call, _triton_call):
-        call.why_not_device.cache_clear()
+    forget()
     yield module
+    forget()
+
+
+def forget() -> None:
+    """What was found out about devices."""
     for call in (_cuda_call, _triton_call):
         call.why_not_device.cache_clear()
+    _triton_call.has_warpgroup_products.cache_clear()
 
 
 def maps(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -43,14 +48,39 @@ def pool(x: Tensor) -> Explanation:
 def test_auto_takes_cuda_before_triton(build, dtype):
     x = maps(dtype=dtype)
     prototypes = maps(2, 3, 8, dtype=dtype)
-    found = [pool(x), explain("dense_correlation", [x], [x])]
-    for one in [*found, explain("prototype_match", x, prototypes)]:
+    for one in (pool(x), explain("prototype_match", x, prototypes)):
         assert one.backend == "cuda"
         assert one.reasons["triton"] == "a kernel in CUDA C++ serves the call"
     assert explain("dense_match", x, x).backend == "triton"
     each = explain("prototype_match", x, maps(2, 3, 8, 5, 6, dtype=dtype))
     assert each.backend == "triton"
     assert "prototype for every position" in each.reasons["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "first"),
+    [
+        ((9, 0), torch.bfloat16, "triton"),
+        ((9, 0), torch.float16, "triton"),
+        ((10, 0), torch.bfloat16, "triton"),
+        ((9, 0), torch.float32, "cuda"),
+        ((8, 0), torch.bfloat16, "cuda"),
+        ((8, 9), torch.float16, "cuda"),
+    ],
+)
+def test_correlation_in_16_bits_is_tritons_from_hopper_on(
+    build, monkeypatch, capability, dtype, first
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    x = maps(dtype=dtype)
+    found = explain("dense_correlation", [x], [x])
+    assert found.backend == first
+    other = {"triton": "a Triton kernel", "cuda": "a kernel in CUDA C++"}[first]
+    assert found.reasons["cuda" if first == "triton" else "triton"] == f"{other} serves the call"
+    # Without Triton the order changes nothing.
+    monkeypatch.setattr(_triton_call, "installed", lambda: False)
+    _triton_call.why_not_device.cache_clear()
+    assert explain("dense_correlation", [x], [x]).backend == "cuda"
 
 
 def test_what_it_does_not_take_goes_to_others_with_a_reason(build):
