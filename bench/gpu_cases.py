@@ -291,7 +291,11 @@ def attention(heads: int, channels: int, side: int) -> Case:
 def _learner(dtype: torch.dtype, device: torch.device) -> HypercorrelationLearner:
     torch.manual_seed(0)
     made = HypercorrelationLearner((4, 6, 3), "square").eval().requires_grad_(False)
-    return made.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    made = made.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    for part in made.modules():
+        if isinstance(part, CenterPivotConv4d):
+            part.arrange_()  # as for_inference does
+    return made
 
 
 def learner(batch: int, grids: tuple[int, int, int] = (50, 25, 13)) -> Case:

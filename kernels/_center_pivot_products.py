@@ -121,7 +121,7 @@ def _keep_statistics(sums, inside, count, means, deviations, used):
 
 @triton.jit
 def _gather(
-    x, weights, bias, out, means, deviations,
+    x, query_weights, support_weights, bias, out, means, deviations,
     count, query_height, query_width, support_height, support_width, out_height, out_width,
     of_item, of_position, of_channel,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
@@ -166,8 +166,12 @@ def _gather(
             other=0.0,
         )
         of_tap, of_depth = first + depth // WIDE, depth % WIDE
+        at = of_tap % TAPS * INPUTS + of_depth
+        rows_of_w = tl.where(
+            of_tap < TAPS, support_weights + at * OUTPUTS, query_weights + at * OUTPUTS
+        )
         w = tl.load(
-            weights + ((of_tap * INPUTS + of_depth) * OUTPUTS)[:, None] + column[None, :],
+            rows_of_w[:, None] + column[None, :],
             mask=((of_tap < 2 * TAPS) & (of_depth < INPUTS))[:, None] & used[None, :],
             other=0.0,
         )
@@ -238,6 +242,7 @@ def convolve(
     outputs, kernel = query_weight.shape[0], query_weight.shape[-1]
     config = blocks.config
     columns = min(config.columns, power_of_two(outputs, 16))
+    by_tap = [_by_tap(weight).contiguous() for weight in (query_weight, support_weight)]
     grid = blocks.count, cdiv(outputs, columns), batch
     constants = {
         "INPUTS": inputs,
@@ -251,11 +256,8 @@ def convolve(
     }
     if blocks.gathered:
         wide = power_of_two(inputs)
-        both = x.new_empty(2, kernel * kernel, inputs, outputs)
-        for to, weight in zip(both, (support_weight, query_weight), strict=True):
-            to.copy_(_by_tap(weight))
         _gather[grid](
-            *(x, both, bias, out, *statistics, blocks.part_rows, *grids, *out.shape[3:5]),
+            *(x, *by_tap, bias, out, *statistics, blocks.part_rows, *grids, *out.shape[3:5]),
             *(x.stride(0) if batch > 1 else 0, x.stride(4), x.stride(5)),
             **constants,
             DEPTH=max(config.depth, wide),
@@ -263,7 +265,6 @@ def convolve(
             **config.options(),
         )
         return
-    by_tap = [_by_tap(weight).contiguous() for weight in (query_weight, support_weight)]
     depth = min(config.depth, inputs & -inputs)
     # Shallower steps take as many bytes ahead.
     stages = min(6, config.stages * config.depth // depth)

@@ -284,6 +284,9 @@ class FewShotSegmenter(OwnImages):
                 if channels_last:
                     fast = fast.to(memory_format=torch.channels_last)
             model._modules[name] = fast.to(dtype=dtype)
+            for module in fast.modules():
+                if callable(arrange := getattr(module, "arrange_", None)):
+                    arrange()
         model._parameters = {
             name: None if one is None else nn.Parameter(one.detach().to(dtype, copy=True))
             for name, one in self._parameters.items()

@@ -125,6 +125,14 @@ class CenterPivotConv4d(nn.Module):
             x = x.correlations()
         return center_pivot_block(x, *weights, stride=stride, groups=groups, eps=eps)
 
+    def arrange_(self) -> None:
+        """On a GPU keep the weights (O, I, k, k) tap by tap, as its kernels read them."""
+        for conv in (self.conv1, self.conv2):
+            if conv.weight.is_cuda:
+                size = conv.weight.shape[2:]
+                by_tap = conv.weight.detach().flatten(2).permute(2, 1, 0).contiguous()
+                conv.weight = nn.Parameter(by_tap.permute(2, 1, 0).unflatten(2, size))
+
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weight and bias over the query, and over the support."""
         assert self.conv1.bias is not None and self.conv2.bias is not None
