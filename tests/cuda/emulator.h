@@ -169,6 +169,11 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 }
 
 template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+  return emulation::block().exchange(value)[from % 32];
+}
+
+template <class T>
 T __ldg(const T* from) {
   if (reinterpret_cast<uintptr_t>(from) % sizeof(T) != 0) {
     throw std::runtime_error("emulation: misaligned load");
@@ -222,6 +227,9 @@ void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, 
     }
   }
 }
+
+// Few, so that small tests fill them.
+inline int64_t multiprocessors() { return 8; }
 
 template <class T>
 T* dynamic_shared() {
