@@ -13,7 +13,7 @@ constexpr int kMost = 8;
 
 struct Matching {
   int64_t positions, batch_stride, row_stride, prototype_batch, prototype_row;
-  int channels, prototypes, first, lanes;
+  int channels, prototypes, first, lane_bits;
   float scale, eps;
 };
 
@@ -68,8 +68,8 @@ constexpr int kLoads = Wide == 1 ? 8 : (Count <= 4 ? 4 : 2);
 template <int Wide>
 constexpr int kLeastLanes = Wide == 1 ? 8 : 4;
 
-// m.lanes lanes hold Wide neighbouring positions each; the other lanes of the warp, and the other
-// warps, take other channels.
+// 2^lane_bits lanes hold Wide neighbouring positions each; the other lanes of the warp, and the
+// other warps, take other channels.
 template <class T, int Wide, int Count>
 __global__ void __launch_bounds__(kColumnThreads, Count <= 2 ? 2 : 1)
     match_columns(const T* __restrict__ features, const T* __restrict__ prototypes, Matching m,
@@ -81,16 +81,15 @@ __global__ void __launch_bounds__(kColumnThreads, Count <= 2 ? 2 : 1)
   __shared__ __align__(16) float staged[kStaged][Count];
   __shared__ float of_warp[kColumnWarps][32 * Wide];
   __shared__ float y_squares[kColumnWarps][Count];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, groups = 32 / m.lanes;
-  const int at_once = kColumnWarps * groups, mine = warp * groups + lane / m.lanes;
-  const int64_t block = int64_t(blockIdx.x) * m.lanes * Wide, n = block + lane % m.lanes * Wide;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, lanes = 1 << m.lane_bits;
+  const int at_once = kColumnThreads >> m.lane_bits, mine = threadIdx.x >> m.lane_bits;
+  const unsigned block = blockIdx.x * lanes * Wide, n = block + (lane & (lanes - 1)) * Wide;
   prototypes += blockIdx.z * m.prototype_batch;
 
-  const T* next =
-      features + blockIdx.z * m.batch_stride + mine * m.row_stride + (n < m.positions ? n : 0);
+  const T* next = features + blockIdx.z * m.batch_stride + mine * m.row_stride +
+                  (int64_t(n) < m.positions ? n : 0);
   const int64_t step = at_once * m.row_stride;
-  int channel = mine;
-  const auto fetch = [&](T(&to)[Wide]) {
+  const auto fetch = [&](int channel, T(&to)[Wide]) {
     if (channel < m.channels) {
       load(next, to);
     } else {
@@ -98,11 +97,10 @@ __global__ void __launch_bounds__(kColumnThreads, Count <= 2 ? 2 : 1)
       for (int i = 0; i < Wide; ++i) to[i] = T{};
     }
     next += step;
-    channel += at_once;
   };
   T raw[kInFlight][Wide];
 #pragma unroll
-  for (int u = 0; u < kInFlight; ++u) fetch(raw[u]);
+  for (int u = 0; u < kInFlight; ++u) fetch(mine + u * at_once, raw[u]);
 
   float dots[Count][Wide] = {}, squares[Wide] = {};
   for (int begin = 0; begin < m.channels; begin += kStaged) {
@@ -125,21 +123,21 @@ __global__ void __launch_bounds__(kColumnThreads, Count <= 2 ? 2 : 1)
 #pragma unroll
           for (int p = 0; p < Count; ++p) dots[p][i] += x * y[p];
         }
-        fetch(raw[u]);
+        fetch(begin + c + (kInFlight + u) * at_once, raw[u]);
       }
     }
   }
 
   // The sum of one position for each of the first threads.
-  const int64_t position = block + threadIdx.x;
-  const bool finishes = int(threadIdx.x) < m.lanes * Wide && position < m.positions;
+  const unsigned position = block + threadIdx.x;
+  const bool finishes = int(threadIdx.x) < lanes * Wide && int64_t(position) < m.positions;
   const auto over_block = [&](float (&sums)[Wide]) {
-    for (int other = m.lanes; other < 32; other *= 2) {
+    for (int other = lanes; other < 32; other *= 2) {
 #pragma unroll
       for (int i = 0; i < Wide; ++i) sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], other);
     }
     __syncthreads();
-    if (lane < m.lanes) {
+    if (lane < lanes) {
 #pragma unroll
       for (int i = 0; i < Wide; ++i) of_warp[warp][lane * Wide + i] = sums[i];
     }
@@ -247,13 +245,13 @@ __global__ void __launch_bounds__(kThreads, kResident<Count>)
 
 // So few lanes along positions that three of four multiprocessors have a block.
 template <int Wide>
-int lanes_of(int64_t batch, int64_t positions) {
-  int lanes = 32;
-  while (lanes > kLeastLanes<Wide> &&
-         batch * blocks_of(positions, lanes * Wide) * 4 < multiprocessors() * 3) {
-    lanes /= 2;
+int lane_bits_of(int64_t batch, int64_t positions) {
+  int bits = 5;
+  while (1 << bits > kLeastLanes<Wide> &&
+         batch * blocks_of(positions, Wide << bits) * 4 < multiprocessors() * 3) {
+    --bits;
   }
-  return lanes;
+  return bits;
 }
 
 // Blocks for one map, all of which run at the same time and take equally many rows.
@@ -270,7 +268,7 @@ void match(const PrototypeMatch& call, const Maps& maps, Matching m, Stream stre
   const T *features = call.features.as<const T>(), *prototypes = call.prototypes.as<const T>();
   T* scores = call.scores.as<T>();
   float* norms = call.norms.as<float>();
-  m.lanes = lanes_of<Wide>(maps.batch, maps.positions);
+  m.lane_bits = lane_bits_of<Wide>(maps.batch, maps.positions);
   for (m.first = 0; m.first < m.prototypes; m.first += kMost) {
     with_count<kMost>(m.prototypes - m.first, [&](auto count) {
       constexpr int Count = decltype(count)::value;
@@ -280,7 +278,7 @@ void match(const PrototypeMatch& call, const Maps& maps, Matching m, Stream stre
                dim3(static_cast<unsigned>(blocks), 1, batch), kThreads, 0, stream, features,
                prototypes, m, scores, norms);
       } else {
-        const auto blocks = blocks_of(maps.positions, m.lanes * Wide);
+        const auto blocks = blocks_of(maps.positions, Wide << m.lane_bits);
         launch("match_columns", match_columns<T, Wide, Count>,
                dim3(static_cast<unsigned>(blocks), 1, batch), kColumnThreads, 0, stream, features,
                prototypes, m, scores, norms);
@@ -301,7 +299,7 @@ void prototype_match(const PrototypeMatch& call, Stream stream) {
                    int(maps.channels),
                    int(call.prototypes.size[1]),
                    0,
-                   32,
+                   5,
                    call.scale,
                    call.eps};
   const int64_t length = maps.channels_last ? maps.channels : maps.positions;

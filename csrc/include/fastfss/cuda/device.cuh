@@ -28,6 +28,7 @@ struct BF16 {
 };
 
 __device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(uint8_t x) { return float(x); }
 __device__ __forceinline__ float to_float(BF16 x) {
   return __uint_as_float(uint32_t(x.bits) << 16);
 }
