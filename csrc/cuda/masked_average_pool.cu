@@ -19,19 +19,25 @@ constexpr int kRows = 4;
 struct Axis {
   int old_size, new_size;
   bool align_corners;
+  float scale, inverse;  // old positions for a new one, and new for an old; 0: all at the first
 
-  __device__ float scale() const {
-    if (align_corners) return new_size > 1 ? float(old_size - 1) / float(new_size - 1) : 0.0f;
-    return float(old_size) / float(new_size);
+  // On the host: a division on the GPU is a subroutine.
+  Axis(int old_size, int new_size, bool align_corners)
+      : old_size(old_size), new_size(new_size), align_corners(align_corners) {
+    if (align_corners) {
+      scale = new_size > 1 ? float(old_size - 1) / float(new_size - 1) : 0.0f;
+    } else {
+      scale = float(old_size) / float(new_size);
+    }
+    inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
   }
 
   // The two old positions that new position t lies between, and the weight of the second.
   __device__ void taps(int t, int& first, int& second, float& rest) const {
     // No fused multiply-add: its other rounding would move taps.
     const float source =
-        align_corners
-            ? __fmul_rn(scale(), float(t))
-            : fmaxf(0.0f, __fadd_rn(__fmul_rn(scale(), __fadd_rn(float(t), 0.5f)), -0.5f));
+        align_corners ? __fmul_rn(scale, float(t))
+                      : fmaxf(0.0f, __fadd_rn(__fmul_rn(scale, __fadd_rn(float(t), 0.5f)), -0.5f));
     first = min(int(source), old_size - 1);
     second = min(first + 1, old_size - 1);
     rest = fminf(fmaxf(source - float(first), 0.0f), 1.0f);
@@ -47,16 +53,15 @@ struct Axis {
 
   // New positions outside [low, high) have no weight at old position `position`.
   __device__ void range(int position, int& low, int& high) const {
-    const float step = scale();
-    if (step <= 0.0f) {
+    if (inverse == 0.0f) {
       low = 0, high = new_size;
       return;
     }
     const float shift = align_corners ? 0.0f : 0.5f;
-    low = position == 0 ? 0 : max(0, int((float(position) - 1.0f + shift) / step - shift) - 1);
+    low = position == 0 ? 0 : max(0, int((float(position) - 1.0f + shift) * inverse - shift) - 1);
     high = position == old_size - 1
                ? new_size
-               : min(new_size, int((float(position) + 1.0f + shift) / step - shift) + 3);
+               : min(new_size, int((float(position) + 1.0f + shift) * inverse - shift) + 3);
   }
 };
 
@@ -64,7 +69,6 @@ template <class M>
 struct MaskView {
   const M* data;
   int64_t batch_stride, mask_stride, row_stride, column_stride;
-  int height, width;
 
   __device__ const M* plane() const {
     return data + blockIdx.z * batch_stride + blockIdx.y * mask_stride;
@@ -74,30 +78,29 @@ struct MaskView {
   }
 };
 
+// Of the features: positions, in rows of `width`, and how many weights a mask has, which are zeros
+// behind the last position.
 struct Grid {
-  int height, width;
-  bool align_corners;
-  int64_t row;  // height * width and zeros behind them
+  unsigned positions, width, weights;
+  Axis rows, columns;  // from what grows or shrinks to its new size
 };
 
-__device__ __forceinline__ float* weight_of(float* weights, const Grid& to, int64_t n) {
-  return weights + (int64_t(blockIdx.z) * gridDim.y + blockIdx.y) * to.row + n;
+__device__ __forceinline__ float* weight_of(float* weights, const Grid& to, unsigned n) {
+  return weights + (int64_t(blockIdx.z) * gridDim.y + blockIdx.y) * to.weights + n;
 }
 
 // The mask shrinks: one thread a position of the features' grid.
 template <class M>
 __global__ void __launch_bounds__(kThreads)
     pool_weights_of_mask(MaskView<M> masks, Grid to, float* __restrict__ weights) {
-  const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (n >= to.row) return;
+  const unsigned n = blockIdx.x * kThreads + threadIdx.x;
+  if (n >= to.weights) return;
   float sum = 0.0f;
-  if (n < int64_t(to.height) * to.width) {
-    const Axis rows{masks.height, to.height, to.align_corners},
-        columns{masks.width, to.width, to.align_corners};
+  if (n < to.positions) {
     int up, down, left, right;
     float of_down, of_right;
-    rows.taps(int(n / to.width), up, down, of_down);
-    columns.taps(int(n % to.width), left, right, of_right);
+    to.rows.taps(int(n / to.width), up, down, of_down);
+    to.columns.taps(int(n % to.width), left, right, of_right);
     const M* plane = masks.plane();
     const float upper =
         (1.0f - of_down) * masks.at(plane, up, left) + of_down * masks.at(plane, down, left);
@@ -109,35 +112,36 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The features grow: a position's weight is the sum of the mask over a window, 18 x 18 pixels from
-// 60 x 60 positions to 473 x 473. One warp a position, a lane a column; a lane also has the weight
-// of one row, which it passes round.
+// 60 x 60 positions to 473 x 473. One warp a position, a lane a column, with the rows' weights in
+// shared memory.
 template <class M>
 __global__ void __launch_bounds__(kThreads)
     pool_weights_of_features(MaskView<M> masks, Grid to, float* __restrict__ weights) {
-  const int lane = threadIdx.x % 32;
-  const int64_t n = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (n >= to.row) return;
+  __shared__ float of_rows[kWarps][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const unsigned n = blockIdx.x * kWarps + warp;
+  if (n >= to.weights) return;
   float sum = 0.0f;
-  if (n < int64_t(to.height) * to.width) {
-    const Axis rows{to.height, masks.height, to.align_corners},
-        columns{to.width, masks.width, to.align_corners};
+  if (n < to.positions) {
     const int i = int(n / to.width), j = int(n % to.width);
     int top, bottom, left, right;
-    rows.range(i, top, bottom);
-    columns.range(j, left, right);
+    to.rows.range(i, top, bottom);
+    to.columns.range(j, left, right);
     const M* plane = masks.plane();
     for (int y = top; y < bottom; y += 32) {
-      const float of_my_row = y + lane < bottom ? rows.weight(y + lane, i) : 0.0f;
       const int count = min(bottom - y, 32);
+      __syncwarp();
+      if (lane < count) of_rows[warp][lane] = to.rows.weight(y + lane, i);
+      __syncwarp();
       for (int x = left; x < right; x += 32) {
         const bool inside = x + lane < right;
         const int column = inside ? x + lane : left;
         float down = 0.0f;
 #pragma unroll 8
         for (int r = 0; r < count; ++r) {
-          down += __shfl_sync(0xffffffffu, of_my_row, r) * masks.at(plane, y + r, column);
+          down += of_rows[warp][r] * masks.at(plane, y + r, column);
         }
-        if (inside) sum += columns.weight(column, j) * down;
+        if (inside) sum += to.columns.weight(column, j) * down;
       }
     }
     sum = warp_sum(sum);
@@ -281,6 +285,7 @@ __global__ void __launch_bounds__(kColumnThreads, Count <= 2 ? 2 : 1)
       if (lane == 0) total_of_warp[warp][m] = begin == 0 ? total : total_of_warp[warp][m] + total;
     }
     __syncthreads();
+#pragma unroll 1
     for (int n = warp; n < filled; n += kStep) {
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
@@ -382,10 +387,9 @@ void pool(const T* features, const Maps& maps, Pooling p, TensorView parts, T* o
 template <class M>
 void resize(const MaskedAveragePool& call, const Grid& to, Stream stream) {
   const TensorView& m = call.masks;
-  const MaskView<M> masks{m.as<const M>(), m.stride[0],    m.stride[1],   m.stride[2],
-                          m.stride[3],     int(m.size[2]), int(m.size[3])};
+  const MaskView<M> masks{m.as<const M>(), m.stride[0], m.stride[1], m.stride[2], m.stride[3]};
   const int64_t in_block = call.shrink_mask ? kThreads : kWarps;
-  const dim3 grid(static_cast<unsigned>(blocks_of(to.row, in_block)),
+  const dim3 grid(static_cast<unsigned>(blocks_of(to.weights, in_block)),
                   static_cast<unsigned>(m.size[1]), static_cast<unsigned>(m.size[0]));
   launch("pool_weights", call.shrink_mask ? pool_weights_of_mask<M> : pool_weights_of_features<M>,
          grid, kThreads, 0, stream, masks, to, call.weights.as<float>());
@@ -402,8 +406,15 @@ int pool_splits(int64_t batch, int64_t channels, int64_t positions) {
 
 void masked_average_pool(const MaskedAveragePool& call, Stream stream) {
   const Maps maps(call.features, call.channels_last);
-  const Grid to{int(call.features.size[2]), int(call.features.size[3]), call.align_corners,
-                pool_row(maps.positions)};
+  const int height = int(call.features.size[2]), width = int(call.features.size[3]);
+  const int mask_height = int(call.masks.size[2]), mask_width = int(call.masks.size[3]);
+  const auto axis = [&](int of_mask, int of_features) {
+    return call.shrink_mask ? Axis(of_mask, of_features, call.align_corners)
+                            : Axis(of_features, of_mask, call.align_corners);
+  };
+  const int64_t row = pool_row(maps.positions);
+  const Grid to{static_cast<unsigned>(maps.positions), static_cast<unsigned>(width),
+                static_cast<unsigned>(row), axis(mask_height, height), axis(mask_width, width)};
   if (call.masks.dtype == DType::kUInt8) {
     resize<uint8_t>(call, to, stream);
   } else {
@@ -411,7 +422,7 @@ void masked_average_pool(const MaskedAveragePool& call, Stream stream) {
               [&](auto* null) { resize<Pointee<decltype(null)>>(call, to, stream); });
   }
   const Pooling p{call.weights.as<const float>(),
-                  to.row,
+                  row,
                   maps.positions,
                   maps.channels,
                   maps.batch_stride,

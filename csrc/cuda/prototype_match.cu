@@ -62,8 +62,8 @@ constexpr int kColumnThreads = 512;
 constexpr int kColumnWarps = kColumnThreads / 32;
 // Loads that a thread keeps in flight: two blocks of a multiprocessor then wait for 64 KB, where an
 // H200 needs about 25 to hide its memory's latency.
-template <int Wide, int Count>
-constexpr int kLoads = Wide == 1 ? 8 : (Count <= 4 ? 4 : 2);
+template <int Wide>
+constexpr int kLoads = Wide == 1 ? 8 : 4;
 // The fewest lanes side by side along positions: eight wide ones read 64 bytes of a row or more.
 template <int Wide>
 constexpr int kLeastLanes = Wide == 1 ? 8 : 4;
@@ -74,7 +74,7 @@ template <class T, int Wide, int Count>
 __global__ void __launch_bounds__(kColumnThreads, Count <= 2 ? 2 : 1)
     match_columns(const T* __restrict__ features, const T* __restrict__ prototypes, Matching m,
                   T* __restrict__ scores, float* __restrict__ norms) {
-  constexpr int kStaged = 4096 / Count, kInFlight = kLoads<Wide, Count>;
+  constexpr int kStaged = 4096 / Count, kInFlight = kLoads<Wide>;
   static_assert(kStaged % (kColumnWarps * kInFlight * 32 / kLeastLanes<Wide>) == 0,
                 "a step of all loads in flight never crosses the end of what is staged");
   static_assert(32 * Wide <= kColumnThreads, "one thread finishes one position");
@@ -111,6 +111,7 @@ __global__ void __launch_bounds__(kColumnThreads, Count <= 2 ? 2 : 1)
     stage(prototypes, m, begin, filled, y_squares,
           [&](int p, int c, T y) { staged[c][p] = to_float(y); });
     __syncthreads();
+#pragma unroll 1
     for (int c = mine; c < filled; c += at_once * kInFlight) {
 #pragma unroll
       for (int u = 0; u < kInFlight; ++u) {
@@ -171,6 +172,19 @@ constexpr int kRows = kWarps * kPositions;
 template <int Count>
 constexpr int kResident = Count <= 2 ? 4 : 2;
 
+// The sums of all lanes, x[lane / 8] to each: 6 shuffles, where 4 sums for everyone take 20.
+__device__ __forceinline__ float quarter_sum(const float (&x)[kPositions]) {
+  static_assert(kPositions == 4);
+  const bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
+  float even_sum = upper ? x[2] : x[0], odd_sum = upper ? x[3] : x[1];
+  even_sum += __shfl_xor_sync(0xffffffffu, upper ? x[0] : x[2], 16);
+  odd_sum += __shfl_xor_sync(0xffffffffu, upper ? x[1] : x[3], 16);
+  float sum = odd ? odd_sum : even_sum;
+  sum += __shfl_xor_sync(0xffffffffu, odd ? even_sum : odd_sum, 8);
+  for (int lane = 4; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
+  return sum;
+}
+
 // A warp takes kPositions rows; each lane holds Wide channels.
 template <class T, int Wide, int Count>
 __global__ void __launch_bounds__(kThreads, kResident<Count>)
@@ -179,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, kResident<Count>)
   constexpr int kFit = (32 << 10) / int(Count * sizeof(T)), kStaged = kFit < 2048 ? kFit : 2048;
   // As they come, so that the lanes' 16 bytes lie side by side and no bank is asked twice.
   __shared__ __align__(16) T staged[Count][kStaged];
-  __shared__ float y_squares[kWarps][Count];
+  __shared__ float y_squares[kWarps][Count], y_norms[Count];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   features += blockIdx.z * m.batch_stride;
   prototypes += blockIdx.z * m.prototype_batch;
@@ -198,6 +212,8 @@ __global__ void __launch_bounds__(kThreads, kResident<Count>)
       if (!kept) {
         __syncthreads();
         stage(prototypes, m, begin, count, y_squares, [&](int p, int c, T y) { staged[p][c] = y; });
+        __syncthreads();
+        if (threadIdx.x < Count) y_norms[threadIdx.x] = norm(y_squares, threadIdx.x);
         __syncthreads();
         kept = m.channels <= kStaged;
       }
@@ -223,21 +239,16 @@ __global__ void __launch_bounds__(kThreads, kResident<Count>)
         }
       }
     }
-    float y_norms[Count];
+    const int64_t mine = n + lane / 8;
+    const bool writes = lane % 8 == 0 && mine < m.positions;
+    const float x_norm = sqrtf(quarter_sum(squares));
+    if (writes && m.first == 0) norms[blockIdx.z * m.positions + mine] = x_norm;
 #pragma unroll
-    for (int p = 0; p < Count; ++p) y_norms[p] = norm(y_squares, p);
-#pragma unroll
-    for (int i = 0; i < kPositions; ++i) {
-      const bool writes = lane == 0 && n + i < m.positions;
-      const float x_norm = sqrtf(warp_sum(squares[i]));
-      if (writes && m.first == 0) norms[blockIdx.z * m.positions + n + i] = x_norm;
-#pragma unroll
-      for (int p = 0; p < Count; ++p) {
-        const float dot = warp_sum(dots[p][i]);
-        if (writes && m.first + p < m.prototypes) {
-          scores[(int64_t(blockIdx.z) * m.prototypes + m.first + p) * m.positions + n + i] =
-              from_float<T>(score(dot, x_norm, y_norms[p], m));
-        }
+    for (int p = 0; p < Count; ++p) {
+      const float dot = quarter_sum(dots[p]);
+      if (writes && m.first + p < m.prototypes) {
+        scores[(int64_t(blockIdx.z) * m.prototypes + m.first + p) * m.positions + mine] =
+            from_float<T>(score(dot, x_norm, y_norms[p], m));
       }
     }
   }

@@ -162,15 +162,11 @@ inline Block& block() { return *Block::current; }
 #define gridDim (emulation::block().grid)
 
 inline void __syncthreads() { emulation::block().wait_for_block(); }
+inline void __syncwarp() { emulation::block().wait_for_warp(); }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return emulation::block().exchange(value)[emulation::block().lane() ^ mask];
-}
-
-template <class T>
-T __shfl_sync(unsigned, T value, int from) {
-  return emulation::block().exchange(value)[from % 32];
 }
 
 template <class T>
