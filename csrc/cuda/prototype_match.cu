@@ -167,8 +167,8 @@ __global__ void __launch_bounds__(kColumnThreads, Count <= 2 ? 2 : 1)
 // Positions of one warp, which read the prototypes together.
 constexpr int kPositions = 4;
 constexpr int kRows = kWarps * kPositions;
-// Blocks on one multiprocessor, which take all rows between them: staging the prototypes then
-// costs once. 64 registers a thread where few prototypes have few sums.
+// Blocks on one multiprocessor. All blocks run at once and take the rows between them, so that each
+// stages the prototypes once. Up to two prototypes fit in 64 registers; four in 80 would spill.
 template <int Count>
 constexpr int kResident = Count <= 2 ? 4 : 2;
 
