@@ -190,7 +190,7 @@ def _cuda(
     parts = None
     if channels_last:
         splits = module.cuda_pool_splits(batch, channels, height * width)
-        parts = features.new_empty((batch, splits, count, channels), dtype=torch.float32)
+        parts = features.new_empty((batch, splits, count, channels + 1), dtype=torch.float32)
     view = _native_call.view
     with _triton_call.on_device_of(features):
         module.cuda_masked_average_pool(

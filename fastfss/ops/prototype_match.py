@@ -195,17 +195,11 @@ def _cuda(features: Tensor, prototypes: Tensor, scale: float, eps: float) -> tup
     maps, channels_last = _layout.walkable(features)
     if prototypes.shape[2] > 1 and prototypes.stride(2) != 1:
         prototypes = prototypes.contiguous()
-    batch, channels, height, width = features.shape
-    parts = None
-    splits = module.cuda_match_splits(batch, channels, height * width)
-    if splits > 1 and not channels_last:
-        shape = (batch, splits, 1 + prototypes.shape[1], height * width)
-        parts = features.new_empty(shape, dtype=torch.float32)
     view = _native_call.view
     with _triton_call.on_device_of(features):
         module.cuda_prototype_match(
             *(view(maps), channels_last, view(prototypes), scale, eps),
-            *(None if parts is None else view(parts), view(scores), view(norms)),
+            *(view(scores), view(norms)),
             _cuda_call.stream_of(features),
         )
     return scores, norms

@@ -162,6 +162,7 @@ inline Block& block() { return *Block::current; }
 #define gridDim (emulation::block().grid)
 
 inline void __syncthreads() { emulation::block().wait_for_block(); }
+inline void __syncwarp() { emulation::block().wait_for_warp(); }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
@@ -222,6 +223,9 @@ void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, 
     }
   }
 }
+
+// Few, so that small tests fill them.
+inline int64_t multiprocessors() { return 8; }
 
 template <class T>
 T* dynamic_shared() {

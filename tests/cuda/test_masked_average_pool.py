@@ -36,8 +36,17 @@ def test_it_equals_the_reference(device, dtype, layout, resize):
         ((2, 18), (9, 33)),
         ((4, 4), (1, 1)),
         ((3, 5), (37, 23)),
+        ((2, 2), (90, 70)),
     ],
-    ids=["same", "thin", "smaller mask", "larger mask", "one pixel", "much larger mask"],
+    ids=[
+        "same",
+        "thin",
+        "smaller mask",
+        "larger mask",
+        "one pixel",
+        "much larger mask",
+        "wide windows",
+    ],
 )
 @pytest.mark.parametrize("resize", ["mask", "features"])
 def test_any_sizes(device, grid, size, align_corners, resize):
@@ -48,7 +57,7 @@ def test_any_sizes(device, grid, size, align_corners, resize):
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])
-@pytest.mark.parametrize("count", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9])
 def test_any_number_of_masks(device, count, layout):
     features = laid_out(random(1, 4, 2, 5), layout).to(device)
     masks = weights(1, count, 2, 5).to(device)
@@ -61,6 +70,15 @@ def test_any_number_of_masks(device, count, layout):
 def test_any_number_of_channels(device, channels, layout):
     features = laid_out(random(1, channels, 3, 57), layout).to(device)
     masks = weights(1, 1, 3, 57).to(device)
+    result = masked_average_pool(features, masks, backend="cuda")
+    assert_close(result.cpu(), exact(features, masks, "mask", True, 1e-5))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_large_batch_is_not_split(device, count):
+    # More positions than weights lie in shared memory at once.
+    features = laid_out(random(264, 4, 35, 31), "last").to(device)
+    masks = weights(264, count, 35, 31).to(device)
     result = masked_average_pool(features, masks, backend="cuda")
     assert_close(result.cpu(), exact(features, masks, "mask", True, 1e-5))
 

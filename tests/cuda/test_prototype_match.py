@@ -24,19 +24,20 @@ def test_it_equals_the_reference(device, dtype, layout):
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])
-@pytest.mark.parametrize("count", [1, 8, 9, 17])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9, 17])
 def test_any_number_of_prototypes(device, count, layout):
-    features = laid_out(random(1, 12, 3, 5), layout).to(device)
+    features = laid_out(random(1, 12, 3, 8), layout).to(device)
     prototypes = random(1, count, 12, seed=1).to(device)
     result = prototype_match(features, prototypes, scale=10.0, backend="cuda")
     assert_close(result.cpu(), exact(features, prototypes))
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])
-@pytest.mark.parametrize("channels", [1, 127, 520, 1100])
-def test_any_number_of_channels(device, channels, layout):
+@pytest.mark.parametrize("channels", [1, 127, 520, 1100, 4200])
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_any_number_of_channels(device, channels, count, layout):
     features = laid_out(random(1, channels, 2, 7), layout).to(device)
-    prototypes = random(1, 2, channels, seed=1).to(device)
+    prototypes = random(1, count, channels, seed=1).to(device)
     result = prototype_match(features, prototypes, scale=10.0, backend="cuda")
     assert_close(result.cpu(), exact(features, prototypes))
 
@@ -50,7 +51,24 @@ def test_any_grid(device, dtype, grid, layout):
     assert_close(result.cpu(), exact(features, prototypes))
 
 
-def test_a_large_batch_is_not_split(device):
+@pytest.mark.parametrize(("count", "channels"), [(2, 20), (8, 1100)], ids=["few", "restaged"])
+def test_a_block_takes_several_rows_of_a_large_batch(device, count, channels):
+    # 1100 channels of eight prototypes do not fit in shared memory at once.
+    features = laid_out(random(33, channels, 5, 20), "last").to(device)
+    prototypes = random(33, count, channels, seed=1).to(device)
+    result = prototype_match(features, prototypes, scale=10.0, backend="cuda")
+    assert_close(result.cpu(), exact(features, prototypes))
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_repeats_to_the_last_bit(device, dtype, layout):
+    features = laid_out(random(2, 136, 8, 16), layout).to(dtype).to(device)
+    prototypes = random(2, 2, 136, seed=1).to(dtype).to(device)
+    first, second = (prototype_match(features, prototypes, backend="cuda") for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_large_batch_fills_whole_warps_with_positions(device):
     features = random(264, 260, 1, 4).to(device)
     prototypes = random(264, 2, 260, seed=1).to(device)
     result = prototype_match(features, prototypes, scale=10.0, backend="cuda")

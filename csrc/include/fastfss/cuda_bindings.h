@@ -28,15 +28,12 @@ inline void bind(pybind11::module_& module) {
                             reinterpret_cast<Stream>(stream));
       },
       py::call_guard<py::gil_scoped_release>());
-  module.def("cuda_match_splits", &match_splits);
   module.def(
       "cuda_prototype_match",
-      [none](const TensorView& features, bool channels_last, const TensorView& prototypes,
-             float scale, float eps, const std::optional<TensorView>& parts,
-             const TensorView& scores, const TensorView& norms, uintptr_t stream) {
-        prototype_match(
-            {features, channels_last, prototypes, scale, eps, parts.value_or(none), scores, norms},
-            reinterpret_cast<Stream>(stream));
+      [](const TensorView& features, bool channels_last, const TensorView& prototypes, float scale,
+         float eps, const TensorView& scores, const TensorView& norms, uintptr_t stream) {
+        prototype_match({features, channels_last, prototypes, scale, eps, scores, norms},
+                        reinterpret_cast<Stream>(stream));
       },
       py::call_guard<py::gil_scoped_release>());
   module.def("cuda_correlation_packed", &correlation_packed);

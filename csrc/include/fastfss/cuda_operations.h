@@ -18,7 +18,7 @@ struct MaskedAveragePool {
   bool align_corners;
   float eps;
   TensorView weights;  // [B, M, pool_row(h * w)] float32: scratch
-  TensorView parts;    // [B, S, M, C] float32: scratch of channels-last maps
+  TensorView parts;    // [B, S, M, C + 1] float32: scratch of channels-last maps
   TensorView out;      // [B, M, C], contiguous, of the features' dtype
 };
 // The floats that one mask takes in `weights`, and S.
@@ -31,11 +31,9 @@ struct PrototypeMatch {
   bool channels_last;
   TensorView prototypes;  // [B, P, C], of the features' dtype, C contiguous
   float scale, eps;
-  TensorView parts;   // [B, S, 1 + P, h * w] float32: scratch of channels-first maps where S > 1
   TensorView scores;  // [B, P, h, w], contiguous, their dtype
   TensorView norms;   // [B, 1, h, w] float32: |x|
 };
-int match_splits(int64_t batch, int64_t channels, int64_t positions);
 void prototype_match(const PrototypeMatch& call, Stream stream);
 
 struct CorrelationLayer {

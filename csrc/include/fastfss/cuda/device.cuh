@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "fastfss/tensor.h"
 
@@ -27,6 +28,7 @@ struct BF16 {
 };
 
 __device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(uint8_t x) { return float(x); }
 __device__ __forceinline__ float to_float(BF16 x) {
   return __uint_as_float(uint32_t(x.bits) << 16);
 }
@@ -73,10 +75,21 @@ constexpr int64_t kEnoughBlocks = 264;
 
 inline int64_t blocks_of(int64_t count, int64_t in_one) { return (count + in_one - 1) / in_one; }
 
-// Into how many parts to split a sum of `terms`, of at least `least` each.
+// Into how many parts to split a sum of `terms`, of at least `least` each. Rounded down: a few
+// blocks that find no room would run alone after all others.
 inline int splits_of(int64_t blocks, int64_t terms, int64_t least) {
-  const int64_t wanted = blocks_of(kEnoughBlocks, blocks), most = blocks_of(terms, least);
-  return static_cast<int>(wanted < most ? wanted : most);
+  const int64_t wanted = kEnoughBlocks / blocks, most = blocks_of(terms, least);
+  return static_cast<int>(wanted < 1 ? 1 : (wanted < most ? wanted : most));
+}
+
+// Calls `function` with the smallest of 1, 2, 4, ..., Most that holds `count`, or with Most, as a
+// constant.
+template <int Most, class Function>
+void with_count(int count, Function function) {
+  if constexpr (Most > 1) {
+    if (count <= Most / 2) return with_count<Most / 2>(count, function);
+  }
+  function(std::integral_constant<int, Most>{});
 }
 
 inline void check(cudaError_t status, const char* kernel) {
@@ -97,6 +110,15 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int thre
   kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(
       static_cast<Parameters>(arguments)...);
   check(cudaGetLastError(), name);
+}
+
+// Of the current device.
+inline int64_t multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "cudaDeviceGetAttribute");
+  return count;
 }
 
 // The block's dynamic shared memory, 16 bytes aligned.
