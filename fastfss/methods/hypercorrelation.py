@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastfss.ops import center_pivot_block, center_pivot_conv4d, dense_correlation
 from fastfss.ops._center_pivot_torch import group_norm4d
-from fastfss.ops._gpu_inference import resize_and_add, run
+from fastfss.ops._gpu_inference import enlarge, run
 from fastfss.ops.center_pivot_parts import center_pivot_block_in_parts
 
 Grid = Literal["square", "query"]
@@ -226,7 +226,8 @@ def _enlarged_sum(coarse: Tensor, fine: Tensor) -> Tensor:
     """fine plus coarse on its query grid; both (B, C, ha, wa, hb, wb)."""
     last = [one.permute(0, 2, 3, 4, 5, 1) for one in (coarse, fine)]
     if all(one.is_contiguous() for one in last):
-        flat = resize_and_add(*(one.flatten(3) for one in last))
+        size = (fine.shape[2], fine.shape[3])
+        flat = enlarge(last[0].flatten(3), size, last[1].flatten(3))
         if flat is not None:
             return flat.view(last[1].shape).permute(0, 5, 1, 2, 3, 4)
     return fine + resize_query(coarse, (fine.shape[2], fine.shape[3]))
@@ -256,6 +257,9 @@ class HypercorrelationLearner(HypercorrelationEncoder):
         mixed = self.mix(level2, level3, level4)
         size = self.output_size(mixed.shape[-2], mixed.shape[-1])
         decoded = run([self.decoder1], mixed)
+        last = enlarge(decoded.permute(0, 2, 3, 1), size)
+        if last is not None:
+            return run([self.decoder2], last.permute(0, 3, 1, 2))
         enlarged = F.interpolate(decoded, size, mode="bilinear", align_corners=True)
         return run([self.decoder2], enlarged)
 

@@ -1,14 +1,13 @@
-"""A coarse map enlarged to a finer one's grid, plus that one: HSNet's mixing of levels.
+"""Maps enlarged, and where there is one a map of the larger grid added: HSNet's mixing of levels.
 
-    out[b, i, j, e] = large[b, i, j, e] + sum_ab r_ia c_jb small[b, a, b, e]
+    out[b, i, j, e] = sum_ab r_ia c_jb small[b, a, b, e] [+ large[b, i, j, e]]
 
 with the weights of bilinear resizing, align_corners=True. A program takes neighbouring elements of
-a row of the result, 16 bytes a thread; the coarse map stays in the caches.
+a row of the result, 16 bytes a thread; the small map stays in the caches.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,9 +16,9 @@ from fastfss.kernels._launch import cdiv, interpreted
 
 
 @triton.jit
-def _resize_and_add(
+def _enlarge(
     small, large, out, height, width, out_height, out_width, row_scale, column_scale,
-    ELEMENTS: tl.constexpr, BLOCK: tl.constexpr,
+    ADD: tl.constexpr, ELEMENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(out_width * ELEMENTS, BLOCK)
     pid = tl.program_id(0)
@@ -43,24 +42,26 @@ def _resize_and_add(
     e = tl.load(below + second, mask=inside, other=0.0).to(tl.float32)
     upper, lower = a + (c - a) * of_right, d + (e - d) * of_right
     start = (b * out_height + row) * out_width * ELEMENTS
-    own = tl.load(large + start + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + start + at, own + upper + (lower - upper) * of_down, mask=inside)
+    result = upper + (lower - upper) * of_down
+    if ADD:
+        result += tl.load(large + start + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + start + at, result, mask=inside)
 
 
 def forward(
     small: Tensor,  # (B, h, w, E), contiguous, E a multiple of 8
-    large: Tensor,  # (B, H, W, E), contiguous
-) -> Tensor:  # (B, H, W, E)
-    """The sum."""
+    large: Tensor | None,  # (B, H, W, E), contiguous: what is added
+    out: Tensor,  # (B, H, W, E), contiguous
+) -> None:
+    """Into `out`."""
     batch, height, width, elements = small.shape
-    sizes = large.shape[1:3]
+    sizes = out.shape[1:3]
     scales = [(old - 1) / max(new - 1, 1) for old, new in zip((height, width), sizes, strict=True)]
-    out = torch.empty_like(large)
     block = 64 if interpreted() else 1024
-    _resize_and_add[(batch * sizes[0] * cdiv(sizes[1] * elements, block),)](
-        *(small, large, out, height, width, *sizes, *scales),
+    _enlarge[(batch * sizes[0] * cdiv(sizes[1] * elements, block),)](
+        *(small, small if large is None else large, out, height, width, *sizes, *scales),
+        ADD=large is not None,
         ELEMENTS=elements,
         BLOCK=block,
         num_warps=4,
     )
-    return out
