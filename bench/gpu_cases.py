@@ -182,11 +182,11 @@ def _correlation_products(queries: list[Tensor], supports: list[Tensor]) -> list
     ]
 
 
-def self_support(batch: int, channels: int, side: int, share: float) -> Case:
+def self_support(batch: int, channels: int, side: int, share: float, *, last: bool = False) -> Case:
     """SSP's local background prototypes: one tensor in all places, 20 % foreground beside them."""
 
     def inputs(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        x = _random(batch, channels, side, side, dtype=dtype, device=device)
+        x = _maps(batch, channels, side, side, dtype=dtype, device=device, last=last)
         foreground = _chosen(0.2, batch, side, side, device=device)
         return x, foreground, _chosen(share, batch, side, side, device=device)
 
@@ -201,7 +201,7 @@ def self_support(batch: int, channels: int, side: int, share: float) -> Case:
         return 2.0 * batch * channels * positions * dtype.itemsize, flop
 
     return Case(
-        f"dense_match SSP {share:.0%} of {batch}x{channels}x{side}x{side}",
+        f"dense_match SSP {share:.0%} of {batch}x{channels}x{side}x{side}{_layout(last)}",
         inputs,
         lambda x, _, background: ops.dense_match(x, x, mask=background, scale=2.0),
         theirs,
@@ -372,6 +372,8 @@ CASES = (
     correlation(8, 512, 4, 50, last=True),
     self_support(8, 1024, 60, 0.75),
     self_support(8, 1024, 60, 1.0),
+    self_support(8, 1024, 60, 1.0, last=True),
+    self_support(32, 1024, 60, 0.75, last=True),
     prior(8, 2048, 60, 0.18),
     learner(1),
     learner(8),

@@ -258,9 +258,10 @@ class HypercorrelationLearner(HypercorrelationEncoder):
         size = self.output_size(mixed.shape[-2], mixed.shape[-1])
         decoded = run([self.decoder1], mixed)
         last = enlarge(decoded.permute(0, 2, 3, 1), size)
-        if last is not None:
-            return run([self.decoder2], last.permute(0, 3, 1, 2))
-        enlarged = F.interpolate(decoded, size, mode="bilinear", align_corners=True)
+        if last is None:
+            enlarged = F.interpolate(decoded, size, mode="bilinear", align_corners=True)
+        else:
+            enlarged = last.permute(0, 3, 1, 2)
         return run([self.decoder2], enlarged)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
