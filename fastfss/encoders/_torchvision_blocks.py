@@ -8,7 +8,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from fastfss.ops._gpu_inference import convolution, run
 
 
-class FoldedBasicBlock(BasicBlock):
+class FoldedBasicBlock(BasicBlock):  # type: ignore[misc]
     """A BasicBlock without norms."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ class FoldedBasicBlock(BasicBlock):
         return convolution(x, self.conv2, add=identity, relu=True)
 
 
-class FoldedBottleneck(Bottleneck):
+class FoldedBottleneck(Bottleneck):  # type: ignore[misc]
     """A Bottleneck without norms."""
 
     def forward(self, x: Tensor) -> Tensor:

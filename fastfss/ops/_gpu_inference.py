@@ -18,7 +18,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def _plain(*tensors: Tensor) -> bool:
     """Whether these are tensors of values, wanted without gradients and without a graph."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling():
         return False
     # Not a tensor without values, of an export or a test.
     if any(type(one) not in (Tensor, nn.Parameter) for one in tensors):
@@ -51,11 +51,13 @@ def convolution(
 ) -> Tensor:  # (B, D, h', w')
     """relu(conv(x) + add), in one kernel where cuDNN or cuBLAS has it."""
     if x.is_cuda and _by_cudnn(x, conv):
-        where = conv.stride, conv.padding, conv.dilation, conv.groups
+        assert not isinstance(conv.padding, str)
+        weight, bias, groups = conv.weight, conv.bias, conv.groups
+        where = conv.stride, conv.padding, conv.dilation
         if relu and add is None:
-            return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *where)
-        if relu:
-            return torch.cudnn_convolution_add_relu(x, conv.weight, add, 1.0, conv.bias, *where)
+            return torch.cudnn_convolution_relu(x, weight, bias, *where, groups)
+        if relu and add is not None:
+            return torch.cudnn_convolution_add_relu(x, weight, add, 1.0, bias, *where, groups)
         y = _as_product(x, conv) if _is_product(x, conv) else conv(x)
     else:
         y = conv(x)
