@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastfss.methods.prototypes import cosine_scores
 from fastfss.ops import dense_match_sums, masked_average_pool
-from fastfss.ops._gpu_inference import weighted_maps
+from fastfss.ops._gpu_inference import confident, weighted_maps
 
 TEMPERATURE = 2.0  # of the attention that makes local background prototypes
 
@@ -81,9 +81,12 @@ def select(scores: Tensor, config: SelfSupportConfig) -> Tensor:
         scores: (B, 2, h, w), background and foreground scores.
         config: thresholds and the fallback's size.
     """
+    limits = config.foreground_threshold, config.background_threshold
+    fused = confident(scores.detach(), *limits, config.fallback)
+    if fused is not None:
+        return fused
     probabilities = scores.detach().softmax(dim=1).flip(1).flatten(2)
     # One by one: a tensor of both would be copied from the host, which no CUDA graph captures.
-    limits = config.foreground_threshold, config.background_threshold
     above = torch.stack([probabilities[:, i] > limit for i, limit in enumerate(limits)], dim=1)
     count = probabilities.shape[2]
     # A size that an exported graph leaves free is no int, and taken to be large enough.

@@ -125,6 +125,30 @@ def enlarge(
     return out
 
 
+def confident(
+    scores: Tensor,  # (B, 2, h, w): background, foreground
+    foreground_limit: float,
+    background_limit: float,
+    fallback: int,
+) -> Tensor | None:  # (B, 2, h, w) 0/1: foreground, background
+    """SSP's confident positions, see methods/self_support.py; None: not served."""
+    served = (
+        scores.is_contiguous()
+        and _plain(scores)
+        and _triton_call.why_not_triton(scores) is None
+        and scores.shape[2:].numel() <= _triton_call.kernels("confident").MOST_POSITIONS
+    )
+    if not served:
+        return None
+    out = torch.empty_like(scores)
+    limits = foreground_limit, background_limit
+    with _triton_call.on_device_of(out):
+        _triton_call.kernels("confident").forward(
+            scores.flatten(2), *limits, fallback, out.flatten(2)
+        )
+    return out
+
+
 def weighted_maps(
     parts: tuple[Tensor, ...],  # one or two of (B, C, h, w), float32
     weights: Tensor,  # (B, h, w), float32

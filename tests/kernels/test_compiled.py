@@ -110,6 +110,25 @@ def pivot(dtype: torch.dtype, layout: str) -> None:
         kernels.forward(x, weight, weight, bias, stride, out, (bias, bias, 4, 1e-5))
 
 
+def inference(dtype: torch.dtype, layout: str) -> None:
+    from fastfss.kernels import confident, enlarge, max_pool, weighted_maps
+
+    scores = torch.empty(1, 2, 3600, dtype=dtype)
+    confident.forward(scores, 0.7, 0.6, 12, torch.empty_like(scores))
+    small, large = (torch.empty(1, side, side, 512, dtype=dtype) for side in (25, 50))
+    enlarge.forward(small, large, torch.empty_like(large))
+    formats = {"first": torch.contiguous_format, "last": torch.channels_last}
+    stem = torch.empty(2, 128, 237, 237, dtype=dtype, memory_format=torch.channels_last)
+    max_pool.forward(stem, 3, 2, 1)
+    maps = [
+        torch.empty(2, 1024, 60, 60, dtype=one, memory_format=formats[layout])
+        for one in (torch.float32, dtype, dtype)
+    ]
+    constant = torch.empty(2, 1024, dtype=dtype)
+    weights = torch.empty(2, 60, 60)
+    weighted_maps.forward((maps[0], maps[0]), weights, constant, maps[1], 0.3, maps[2])
+
+
 # The products of large matrices, which must use the tensor cores.
 PRODUCTS = {
     "_convolve",
@@ -126,7 +145,10 @@ STREAMS = {
     *("_sum_positions", "_sum_channels", "_sum_channels_of_many", "_one_each", "_to_rows"),
     "_inverse_norms",
 }
+# What reads maps once without shared memory, in 16 bytes too.
+MAPS = {"_confident", "_enlarge", "_max_pool", "_weighted"}
 EXPECTED = {
+    inference: MAPS,
     pool: {"_resize", "_sum_positions", "_spread", "_sum_channels"},
     prototypes: {
         *("_sum_channels", "_sum_channels_of_many", "_one_each", "_spread", "_sum_positions"),
@@ -162,6 +184,8 @@ def check(
         narrow |= kernel.name == "_gather"
         if kernel.name in PRODUCTS | STREAMS and not narrow:
             assert kernel.wide_copies, kernel.name
+        if kernel.name in MAPS:
+            assert "ld.global.v4" in kernel.ptx, kernel.name
 
 
 @pytest.mark.parametrize("launch", EXPECTED, ids=lambda one: one.__name__)
