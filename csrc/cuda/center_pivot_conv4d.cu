@@ -52,13 +52,14 @@ constexpr int kResident = G == 1 ? 2 : 3;
 // Where the parts of a block's shared memory begin.
 template <int K, int G>
 struct Parts {
-  int ring, places, taps, sums, end;
+  int ring, places, taps, sums, counts, end;
   __host__ __device__ explicit Parts(const Shape& s) {
     ring = s.even ? 2 * s.planes : s.planes + s.inputs * s.raw;
     places = ring + K * Depth<K, G>::kColumns * s.vector;
     taps = places + (s.positions + 3) / 4 * 16;
     sums = taps + 2 * Depth<K, G>::kOverQuery * 16;
-    end = sums + 2 * kBlockWarps<G> * kMostOutputs * 8;
+    counts = sums + 2 * kBlockWarps<G> * kMostOutputs * 8;
+    end = counts + 4 * kBlockWarps<G>;
   }
 };
 
@@ -144,21 +145,12 @@ struct Moments {
   float count = 0.0f, mean = 0.0f, deviations = 0.0f;
   // Chan's rule.
   __device__ __forceinline__ void add(float n, float its_mean, float its_deviations) {
-    const float all = count + n, apart = its_mean - mean;
-    mean += apart * (n / all);
-    deviations += its_deviations + apart * apart * (count * n / all);
-    count = all;
+    const float apart = its_mean - mean, share = n / (count + n);
+    mean += apart * share;
+    deviations += its_deviations + apart * apart * (count * share);
+    count += n;
   }
 };
-
-// Support positions of one warp.
-__device__ __forceinline__ int positions_of(int warp, int warps, int positions) {
-  int count = 0;
-  for (int first = warp * 8; first < positions; first += warps * 8) {
-    count += min(positions - first, 8);
-  }
-  return count;
-}
 
 // A warp takes Tiles times 8 support positions at once.
 template <class T, int K, int G, int Tiles>
@@ -173,6 +165,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
   int *places = reinterpret_cast<int*>(shared + parts.places),
       *taps = reinterpret_cast<int*>(shared + parts.taps);
   float2* sums = reinterpret_cast<float2*>(shared + parts.sums);
+  float* counts = reinterpret_cast<float*>(shared + parts.counts);  // a warp's support positions
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quarter = lane % 4;
   const int begin = blockIdx.x * s.chunk, end = min(begin + s.chunk, s.queries);
   const int64_t first_query = int64_t(blockIdx.z) * s.queries;
@@ -185,15 +178,16 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
   const auto fetch_planes = [&](int query) {
     const T* from = x + int64_t(query) * plane_elements;
     if (s.even) {
-      char* to = shared + (query & 1) * s.planes + D::kReach * (s.row + 2);
-      int channel = 0, row = warp;
-      for (;; row += kWarpsHere) {
-        while (row >= s.support_height) row -= s.support_height, ++channel;
-        if (channel >= s.inputs) break;
-        char* line = to + plane_of(channel, s) + row * s.row;
-        const T* of_row = from + channel * s.channel + row * s.support_width;
-        for (int c = 2 * lane; c < s.support_width; c += 64) {
-          copy_pair_async(line + 2 * c, of_row + c, 4);
+      const int lines = kWarpsHere * s.row, rows = kWarpsHere * s.support_width;
+      for (int channel = 0; channel < s.inputs; ++channel) {
+        char* line = shared + (query & 1) * s.planes + plane_of(channel, s) +
+                     (warp + D::kReach) * s.row + 2 * D::kReach;
+        const T* of_row = from + channel * s.channel + warp * s.support_width;
+        for (int row = warp; row < s.support_height; row += kWarpsHere) {
+          for (int c = 2 * lane; c < s.support_width; c += 64) {
+            copy_pair_async(line + 2 * c, of_row + c, 4);
+          }
+          line += lines, of_row += rows;
         }
       }
       return;
@@ -210,17 +204,17 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
   };
   // From where they have been copied to where they are read.
   const auto spread_planes = [&](int query) {
-    int channel = 0, row = warp;
-    for (;; row += kWarpsHere) {
-      while (row >= s.support_height) row -= s.support_height, ++channel;
-      if (channel >= s.inputs) break;
+    for (int channel = 0; channel < s.inputs; ++channel) {
       const T* plane = x + int64_t(query) * plane_elements + channel * s.channel;
       const int before = reinterpret_cast<uintptr_t>(plane) / 2 % 2;
-      const T* of_row =
-          reinterpret_cast<const T*>(raw + channel * s.raw) + before + row * s.support_width;
-      T* line = reinterpret_cast<T*>(shared + plane_of(channel, s) + (row + D::kReach) * s.row) +
-                D::kReach;
-      for (int c = lane; c < s.support_width; c += 32) line[c] = of_row[c];
+      const T* elements = reinterpret_cast<const T*>(raw + channel * s.raw) + before;
+      for (int row = warp; row < s.support_height; row += kWarpsHere) {
+        T* line = reinterpret_cast<T*>(shared + plane_of(channel, s) + (row + D::kReach) * s.row) +
+                  D::kReach;
+        for (int c = lane; c < s.support_width; c += 32) {
+          line[c] = elements[row * s.support_width + c];
+        }
+      }
     }
   };
   // Column `x` of the query grid, the K rows around `y`; zeros outside of it.
@@ -255,6 +249,13 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
   for (int i = threadIdx.x; i < s.positions; i += kThreadsHere) {
     places[i] = i / s.out_width * s.stride * s.row + i % s.out_width * s.stride * 2;
   }
+  if (lane == 0) {
+    int count = 0;
+    for (int first = warp * 8; first < s.positions; first += kWarpsHere * 8) {
+      count += min(s.positions - first, 8);
+    }
+    counts[warp] = float(count);
+  }
   place_taps(begin);
   uint32_t weights[D::kSteps][4];
 #pragma unroll
@@ -278,16 +279,19 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
   // The warps' moments of a query position, put together after the next barrier.
   const auto keep_statistics = [&](int query) {
     if (int(threadIdx.x) < s.outputs) {
-      Moments all;
+      const float2* of_warp = sums + (query & 1) * kWarpsHere * kMostOutputs + threadIdx.x;
+      float mean = 0.0f, deviations = 0.0f;
+#pragma unroll
+      for (int w = 0; w < kWarpsHere; ++w) mean += counts[w] * of_warp[w * kMostOutputs].x;
+      mean /= float(s.positions);
+#pragma unroll
       for (int w = 0; w < kWarpsHere; ++w) {
-        const int count = positions_of(w, kWarpsHere, s.positions);
-        if (count == 0) break;
-        const float2 one = sums[((query & 1) * kWarpsHere + w) * kMostOutputs + threadIdx.x];
-        all.add(float(count), one.x, one.y);
+        const float2 one = of_warp[w * kMostOutputs];
+        deviations += one.y + counts[w] * (one.x - mean) * (one.x - mean);
       }
       float* to = statistics + (first_query + query) * s.outputs + threadIdx.x;
-      to[0] = all.mean;
-      to[int64_t(gridDim.z) * s.queries * s.outputs] = all.deviations;
+      to[0] = mean;
+      to[int64_t(gridDim.z) * s.queries * s.outputs] = deviations;
     }
   };
 
