@@ -25,9 +25,8 @@ struct Shape {
   int64_t item, channel;              // strides of x
   int chunk;                          // query positions of a block
   bool even;                          // rows can be copied 4 bytes at a time to where they are read
-  // Bytes, in shared memory: a plane with its border, its row, all planes, planes that wait to be
-  // spread into rows, and the channels of one query position's pruned planes (in global memory
-  // too).
+  // Bytes in shared memory: of a plane with its border, of its row, of all planes, of a plane that
+  // waits to be spread into rows; and of one query position's pruned planes, in global memory too.
   int plane, row, planes, raw, vector;
 };
 
@@ -217,7 +216,8 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
       }
     }
   };
-  // Column `x` of the query grid, the K rows around `y`; zeros outside of it.
+  // The pruned planes of K rows of one column of the query grid; zeros outside of it. The column
+  // that leaves the window makes room for the next one.
   const int chunks = (s.positions * 8 * G + 15) / 16;
   const auto fetch_column = [&](int query_row, int query_column) {
     const int slot = (query_column + D::kColumns) % D::kColumns;
