@@ -7,7 +7,8 @@ computed (five of nine where two by two positions are left), and a step is one t
 
 Few channels (`_gather`): a level's own correlations, three to six of them. A step takes several
 taps, and the channels of a tap share its place and its mask. They are read where the correlation
-wrote them, plane by plane: interleaving them first would move 100 MB at 400 px.
+wrote them, plane by plane: interleaving them first would move 100 MB at 400 px. Where it can, the
+operation hands these to csrc/cuda/center_pivot_conv4d.cu.
 """
 
 from __future__ import annotations
@@ -188,24 +189,41 @@ def _gather(
 
 @dataclass(frozen=True)
 class Blocks:
-    """How the rows of one item are cut into programs.
+    """How the rows of one item are cut into blocks, of which each gives its statistics.
 
     Attributes:
-        config: block sizes.
-        gathered: whether channels are few.
-        part_rows: rows that follow each other in blocks of config.rows, the last shorter.
+        rows: of a block.
+        part_rows: rows that follow each other in such blocks, the last shorter.
         part_blocks: blocks of such a part.
         count: blocks of all parts.
     """
 
-    config: Config
-    gathered: bool
+    rows: int
     part_rows: int
     part_blocks: int
     count: int
 
     @classmethod
-    def of(cls, x: Tensor, out: Tensor) -> Blocks:
+    def of_queries(cls, out: Tensor) -> Blocks:
+        """A block for every query position."""
+        _, ha, wa, hc, wc, _ = out.shape
+        return cls(hc * wc, ha * wa * hc * wc, ha * wa, ha * wa)
+
+
+@dataclass(frozen=True)
+class Programs(Blocks):
+    """Blocks that are a program of Triton's each.
+
+    Attributes:
+        config: block sizes.
+        gathered: whether channels are few.
+    """
+
+    config: Config
+    gathered: bool
+
+    @classmethod
+    def of(cls, x: Tensor, out: Tensor) -> Programs:
         """For the input and the output of `forward`."""
         _, ha, wa, hc, wc, _ = out.shape
         gathered = x.shape[-1] % LEAST_DEPTH != 0
@@ -217,7 +235,8 @@ class Blocks:
             config = choose("center_pivot_conv4d", CONFIGS_FLOAT32 if wide else CONFIGS)
             parts, part_rows = hc * wc, ha * wa
         part_blocks = cdiv(part_rows, config.rows)
-        return cls(config, gathered, part_rows, part_blocks, parts * part_blocks)
+        count = parts * part_blocks
+        return cls(config.rows, part_rows, part_blocks, count, config, gathered)
 
 
 def _by_tap(weight: Tensor) -> Tensor:
@@ -226,24 +245,24 @@ def _by_tap(weight: Tensor) -> Tensor:
 
 
 def convolve(
-    blocks: Blocks,
+    programs: Programs,
     x: Tensor,
     query_weight: Tensor,
     support_weight: Tensor,
     bias: Tensor,
     stride: int,
     out: Tensor,
-    statistics: Tensor,  # 2 times (B, blocks.count, O), or of any size where not kept
+    statistics: Tensor,  # 2 times (B, programs.count, O), or of any size where not kept
     *,
     keep: bool,
 ) -> None:
     """Into `out` and, if `keep`, means and squared deviations of every block's rows."""
     batch, *grids, inputs = x.shape
     outputs, kernel = query_weight.shape[0], query_weight.shape[-1]
-    config = blocks.config
+    config = programs.config
     columns = min(config.columns, power_of_two(outputs, 16))
     by_tap = [_by_tap(weight).contiguous() for weight in (query_weight, support_weight)]
-    grid = blocks.count, cdiv(outputs, columns), batch
+    grid = programs.count, cdiv(outputs, columns), batch
     constants = {
         "INPUTS": inputs,
         "OUTPUTS": outputs,
@@ -254,10 +273,10 @@ def convolve(
         "ROWS": config.rows,
         "COLUMNS": columns,
     }
-    if blocks.gathered:
+    if programs.gathered:
         wide = power_of_two(inputs)
         _gather[grid](
-            *(x, *by_tap, bias, out, *statistics, blocks.part_rows, *grids, *out.shape[3:5]),
+            *(x, *by_tap, bias, out, *statistics, programs.part_rows, *grids, *out.shape[3:5]),
             *(x.stride(0) if batch > 1 else 0, x.stride(4), x.stride(5)),
             **constants,
             DEPTH=max(config.depth, wide),
@@ -269,8 +288,8 @@ def convolve(
     # Shallower steps take as many bytes ahead.
     stages = min(6, config.stages * config.depth // depth)
     _convolve[grid](
-        *(x, *by_tap, bias, out, *statistics, blocks.part_rows, *grids),
-        *(out.shape[3] * out.shape[4], out.shape[4], blocks.part_blocks),
+        *(x, *by_tap, bias, out, *statistics, programs.part_rows, *grids),
+        *(out.shape[3] * out.shape[4], out.shape[4], programs.part_blocks),
         **constants,
         DEPTH=depth,
         num_warps=config.warps,

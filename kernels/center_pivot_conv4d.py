@@ -14,11 +14,13 @@ HSNet's learner at 400 px (ResNet-50): 26 GFLOP, 33 us at 790 TFLOP/s in 16 bits
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastfss.kernels._center_pivot_products import Blocks, convolve
+from fastfss.kernels._center_pivot_products import Blocks, Programs, convolve
 from fastfss.kernels._launch import cdiv, new, power_of_two
 
 # Means and deviations that a step of the statistics takes.
@@ -91,15 +93,23 @@ def forward(
     stride: int,
     out: Tensor,  # (B, ha, wa, hb / stride, wb / stride, O), contiguous
     norm: tuple[Tensor, Tensor, int, float] | None = None,
+    product: Callable[[Tensor, Tensor | None], None] | None = None,
 ) -> None:
-    """Into `out`; with `norm`, its weight, bias, groups and eps, normalised and through a ReLU."""
+    """Into `out`; with `norm`, its weight, bias, groups and eps, normalised and through a ReLU.
+
+    `product` takes the place of Triton's: it fills `out` and, given a tensor (2, B, ha wa, O), each
+    query position's means and squared deviations.
+    """
     batch, outputs = len(x), query_weight.shape[0]
     elements = out[0].numel()
-    blocks = Blocks.of(x, out)
+    blocks = Programs.of(x, out) if product is None else Blocks.of_queries(out)
     # Means, and squared deviations from them.
     statistics = new(x, *(2, batch, blocks.count, outputs) if norm is not None else (2, 1))
-    weights = query_weight, support_weight, bias
-    convolve(blocks, x, *weights, stride, out, statistics, keep=norm is not None)
+    if isinstance(blocks, Programs):
+        weights = query_weight, support_weight, bias
+        convolve(blocks, x, *weights, stride, out, statistics, keep=norm is not None)
+    elif product is not None:
+        product(out, statistics if norm is not None else None)
     if norm is None:
         return
     weight, shift, groups, eps = norm
@@ -110,7 +120,7 @@ def forward(
         *(elements // outputs, blocks.count, blocks.part_rows, blocks.part_blocks, eps),
         CHANNELS=outputs,
         GROUPS=groups,
-        ROWS=blocks.config.rows,
+        ROWS=blocks.rows,
         WIDTH=width,
         BLOCKS=min(max(1, STATISTICS // width), power_of_two(blocks.count)),
         num_warps=8,

@@ -10,6 +10,7 @@ The centre counts in both sums.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.errors import expected, expected_kind
-from fastfss.ops import _native_call, _triton_call
+from fastfss.ops import _cuda_call, _native_call, _triton_call
 from fastfss.ops._center_pivot_torch import (
     convolutions,
     gradients,
@@ -255,6 +256,47 @@ def _why_not_native(x: Tensor, *arguments: Any) -> str | None:
     return _native_call.why_not_native(x)
 
 
+def _few_channels_scratch(x: Tensor, query_weight: Tensor, stride: int) -> int:
+    """Bytes that csrc/cuda's product of few channels needs; 0 where it does not serve the call.
+
+    The first stage of HSNet's levels, in 16 bits. Windows begin at even columns, so that two
+    neighbours of a row are one 4-byte load; so does a pair of outputs at its store.
+    """
+    if x.itemsize != 2 or _cuda_call.why_not_cuda(x, query_weight) is not None:
+        return 0
+    (outputs, inputs, kernel), planes = query_weight.shape[:3], x[0, 0].is_contiguous()
+    few = 1 <= inputs <= 8 and outputs <= 16 and kernel in (3, 5)
+    if not few or outputs % 2 or stride % 2 or not planes:
+        return 0
+    assert _cuda_call.module is not None
+    # 0 where a query position's planes do not fit into shared memory.
+    bytes_needed: int = _cuda_call.module.cuda_center_pivot_scratch(
+        _native_call.view(x), kernel, stride
+    )
+    return bytes_needed
+
+
+def _few_channels(
+    scratch_bytes: int,
+    x: Tensor,
+    query_weight: Tensor,
+    support_weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    out: Tensor,  # (B, ha, wa, hb / stride, wb / stride, O)
+    statistics: Tensor | None,  # (2, B, ha wa, O), float32
+) -> None:
+    """Into `out`, and means and squared deviations of each query position's results."""
+    assert _cuda_call.module is not None
+    view = _native_call.view
+    scratch = x.new_empty(scratch_bytes, dtype=torch.uint8)
+    for_query, for_support = query_weight.contiguous(), support_weight.contiguous()
+    _cuda_call.module.cuda_center_pivot_conv4d(
+        *(view(x), view(for_query), view(for_support), view(bias), stride, view(scratch)),
+        *(view(out), None if statistics is None else view(statistics), _cuda_call.stream_of(out)),
+    )
+
+
 def _triton_block(
     x: Tensor,
     query_weight: Tensor,
@@ -276,10 +318,12 @@ def _triton_block(
         norm = None
         if norm_weight is not None and norm_bias is not None:
             norm = norm_weight, norm_bias, groups, eps
-        bias = query_bias + support_bias
+        weights = query_weight, support_weight, query_bias + support_bias
         with _triton_call.on_device_of(out):
+            scratch = _few_channels_scratch(x, query_weight, stride)
+            product = partial(_few_channels, scratch, x, *weights, stride) if scratch else None
             _triton_call.kernels("center_pivot_conv4d").forward(
-                last, query_weight, support_weight, bias, stride, out, norm
+                last, *weights, stride, out, norm, product
             )
     return out.permute(0, 5, 1, 2, 3, 4)
 

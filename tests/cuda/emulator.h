@@ -25,6 +25,7 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __restrict__
 #define __launch_bounds__(...)
@@ -34,6 +35,12 @@
 
 struct uint4 {
   uint32_t x, y, z, w;
+};
+struct uint2 {
+  uint32_t x, y;
+};
+struct float2 {
+  float x, y;
 };
 struct dim3 {
   unsigned x, y, z;
@@ -226,6 +233,7 @@ void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, 
 
 // Few, so that small tests fill them.
 inline int64_t multiprocessors() { return 8; }
+inline int64_t most_shared_memory() { return 99 << 10; }
 
 template <class T>
 T* dynamic_shared() {
@@ -275,6 +283,15 @@ inline void copy_async(void* to, const void* from, bool inside) {
   }
   emulation::block().fiber().copies.back().push_back(
       [=] { inside ? std::memcpy(to, from, 16) : std::memset(to, 0, 16); });
+}
+inline void copy_pair_async(void* to, const void* from, int bytes) {
+  if (reinterpret_cast<uintptr_t>(to) % 4 || reinterpret_cast<uintptr_t>(from) % 4) {
+    throw std::runtime_error("emulation: misaligned copy");
+  }
+  emulation::block().fiber().copies.back().push_back([=] {
+    std::memset(to, 0, 4);
+    std::memcpy(to, from, bytes);
+  });
 }
 inline void commit_copies() { emulation::block().fiber().copies.emplace_back(); }
 

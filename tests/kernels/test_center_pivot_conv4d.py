@@ -88,6 +88,29 @@ def test_norm_and_relu_equal_pytorchs(device, dtype, groups, channels):
         assert (result.cpu().double() - wanted).abs().max() < 20 * torch.finfo(dtype).eps
 
 
+def test_norm_of_a_product_made_elsewhere(device):
+    """The statistics of csrc/cuda/center_pivot_conv4d.cu: those of every query position."""
+    from fastfss.kernels import center_pivot_conv4d as kernels
+
+    tensors = inputs(device, torch.float32, (2, 3, 5, 6, 5, 3), 8, 3)
+    wanted = exact(tensors, 2)
+    rows = wanted.permute(0, 2, 3, 4, 5, 1).to(device)  # (B, ha, wa, hc, wc, O)
+
+    def product(out: Tensor, statistics: Tensor | None) -> None:
+        assert statistics is not None
+        out.copy_(rows)
+        deviations, means = torch.var_mean(rows.flatten(3, 4).flatten(1, 2), dim=2, correction=0)
+        statistics[0], statistics[1] = means, deviations * rows[0, 0, 0, :, :, 0].numel()
+
+    weight, bias = random(8, seed=4).to(device), random(8, seed=5).to(device)
+    out = torch.empty_like(rows, dtype=torch.float32)
+    x, query_weight, support_weight, convolution_bias = tensors
+    weights = query_weight, support_weight, convolution_bias
+    kernels.forward(x, *weights, 2, out, (weight, bias, 4, 1e-5), product)
+    normed = F.relu(F.group_norm(wanted, 4, *double(weight, bias), eps=1e-5))
+    assert_close(out.permute(0, 5, 1, 2, 3, 4).cpu(), normed.cpu())
+
+
 def test_repeats_to_the_last_bit(device, dtype):
     tensors = inputs(device, dtype, (1, 3, 3, 3, 3, 2), 4, 3)
     norm = (random(4, seed=4).to(dtype).to(device), random(4, seed=5).to(dtype).to(device), 2, 1e-5)

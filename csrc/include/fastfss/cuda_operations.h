@@ -54,4 +54,21 @@ struct DenseCorrelation {
 bool correlation_packed(const TensorView& maps);
 void dense_correlation(const DenseCorrelation& call, Stream stream);
 
+// Up to 8 input channels and 16 output channels, an even number; k 3 or 5; an even stride.
+struct CenterPivotConv4d {
+  TensorView x;               // [B, I, ha, wa, hb, wb], float16 or bfloat16, [ha, wa, hb, wb] dense
+  TensorView query_weight;    // [O, I, k, k], contiguous, of x's dtype
+  TensorView support_weight;  // [O, I, k, k]
+  TensorView bias;            // [O]
+  int stride;                 // over the support
+  TensorView scratch;         // center_pivot_scratch bytes
+  TensorView out;             // [B, ha, wa, ceil(hb / stride), ceil(wb / stride), O], contiguous
+  // [2, B, ha wa, O] float32, or no data: mean of a query position's results, and their squared
+  // deviations from it.
+  TensorView statistics;
+};
+// 0 where shared memory does not hold what a block needs.
+int64_t center_pivot_scratch(const TensorView& x, int kernel, int stride);
+void center_pivot_conv4d(const CenterPivotConv4d& call, Stream stream);
+
 }  // namespace fastfss::cuda

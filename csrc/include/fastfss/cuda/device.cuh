@@ -121,6 +121,15 @@ inline int64_t multiprocessors() {
   return count;
 }
 
+// Bytes that one block can have on the current device.
+inline int64_t most_shared_memory() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "cudaDeviceGetAttribute");
+  return bytes;
+}
+
 // The block's dynamic shared memory, 16 bytes aligned.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {

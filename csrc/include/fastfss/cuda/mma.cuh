@@ -46,6 +46,12 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool insi
                "r"(inside ? 16 : 0)
                : "memory");
 }
+// 4 bytes, or 2 and zeros behind them.
+__device__ __forceinline__ void copy_pair_async(void* to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(bytes)
+               : "memory");
+}
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
