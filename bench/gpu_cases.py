@@ -304,8 +304,9 @@ def learner(batch: int, grids: tuple[int, int, int] = (50, 25, 13)) -> Case:
     def inputs(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
         levels = []
         for side, layers in zip(grids, (4, 6, 3), strict=True):
-            made = torch.rand(batch, side, side, side, side, layers, device=device)
-            levels.append(made.to(dtype).permute(0, 5, 1, 2, 3, 4))
+            # As dense_correlation writes them.
+            made = torch.rand(batch, layers, side, side, side, side, device=device)
+            levels.append(made.to(dtype))
         return tuple(levels)
 
     def ours(*levels: Tensor) -> Tensor:

@@ -126,9 +126,9 @@ class CenterPivotConv4d(nn.Module):
         return center_pivot_block(x, *weights, stride=stride, groups=groups, eps=eps)
 
     def arrange_(self) -> None:
-        """On a GPU keep the weights (O, I, k, k) tap by tap, as its kernels read them."""
+        """On a GPU keep the weights (O, I, k, k) tap by tap, as its kernels of many channels do."""
         for conv in (self.conv1, self.conv2):
-            if conv.weight.is_cuda:
+            if conv.weight.is_cuda and conv.in_channels >= 16:
                 size = conv.weight.shape[2:]
                 by_tap = conv.weight.detach().flatten(2).permute(2, 1, 0).contiguous()
                 conv.weight = nn.Parameter(by_tap.permute(2, 1, 0).unflatten(2, size))
