@@ -187,13 +187,15 @@ def _why_not_triton(
 
 
 def _triton_first(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float) -> bool:
-    """Where Triton's products are wgmma and those of csrc/cuda, of 16 bits, mma.sync.
+    """Where Triton's products are wgmma and those of csrc/cuda mma.sync or, in float32, none.
 
-    HSNet's three levels on an H200, us: 802 in all by Triton at batch 8 (channels last) and 389 at
-    batch 1 (first), 1193 and 454 by CUDA C++. Its float32 goes past the tensor cores.
+    HSNet's three levels on an H200, us, Triton and CUDA C++: at batch 8, channels last, 709 and
+    1201 in 16 bits, 4705 and 9048 in float32; at batch 1, channels first, 388 and 456, 1762 and
+    1564.
     """
     query = queries[0]
-    return query.dtype.itemsize == 2 and _triton_call.has_warpgroup_products(query.device)
+    last = query.shape[1] > 1 and query.stride(1) == supports[0].stride(1) == 1
+    return (query.dtype.itemsize == 2 or last) and _triton_call.has_warpgroup_products(query.device)
 
 
 def _fake(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float) -> Tensor:

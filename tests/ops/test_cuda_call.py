@@ -35,9 +35,10 @@ def forget() -> None:
     _triton_call.has_warpgroup_products.cache_clear()
 
 
-def maps(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def maps(*shape: int, dtype: torch.dtype = torch.bfloat16, last: bool = False) -> Tensor:
     with FakeTensorMode():
-        return torch.empty(shape or (2, 8, 5, 6), dtype=dtype, device="cuda")
+        made = torch.empty(shape or (2, 8, 5, 6), dtype=dtype, device="cuda")
+        return made.contiguous(memory_format=torch.channels_last) if last else made
 
 
 def pool(x: Tensor) -> Explanation:
@@ -81,6 +82,25 @@ def test_correlation_in_16_bits_is_tritons_from_hopper_on(
     monkeypatch.setattr(_triton_call, "installed", lambda: False)
     _triton_call.why_not_device.cache_clear()
     assert explain("dense_correlation", [x], [x]).backend == "cuda"
+
+
+def test_correlation_of_channels_last_maps_in_float32_is_tritons_too(build):
+    x = maps(dtype=torch.float32, last=True)
+    assert explain("dense_correlation", [x], [x]).backend == "triton"
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "first"),
+    [
+        (8, torch.bfloat16, "cuda"),
+        (9, torch.bfloat16, "triton"),
+        (9, torch.float16, "triton"),
+        (9, torch.float32, "cuda"),
+    ],
+)
+def test_many_prototypes_in_16_bits_are_tritons(build, count, dtype, first):
+    x, prototypes = maps(dtype=dtype), maps(2, count, 8, dtype=dtype)
+    assert explain("prototype_match", x, prototypes).backend == first
 
 
 def test_what_it_does_not_take_goes_to_others_with_a_reason(build):
