@@ -9,16 +9,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image, ImageDraw
+from skimage import data
+
 import fastfss
 import fastfss.video
-import numpy as np
 from fastfss.app.samples import BallClip
 from fastfss.cli.demo import CUT, coin_halves
 from fastfss.data.palette import way_colours
 from fastfss.interactive import InteractiveSession
 from fastfss.result import drawn_over
-from PIL import Image, ImageDraw
-from skimage import data
 
 HEIGHT = 150  # of a picture in a strip
 GAP = 6
