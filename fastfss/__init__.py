@@ -1,6 +1,6 @@
 """fastfss: few-shot segmentation, the published methods under one API.
 
-Example:
+Examples:
     >>> import fastfss
     >>> "ssp" in fastfss.list_models()
     True

@@ -54,7 +54,7 @@ class Annotation:
 
     Immutable: what adds a mark returns a new annotation.
 
-    Example:
+    Examples:
         >>> said = Annotation().point(30, 20).point(5, 5, positive=False)
         >>> said.rasterize((40, 60))[20, 30], said.rasterize((40, 60))[5, 5], len(said)
         (tensor(1, dtype=torch.uint8), tensor(0, dtype=torch.uint8), 2)

@@ -27,7 +27,7 @@ def atomic_path(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator
     Yields:
         The path to write to.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "numbers.txt"
         >>> with atomic_path(target) as temporary:

@@ -38,7 +38,7 @@ def import_extra(module: str, *, extra: str, purpose: str) -> ModuleType:
     Raises:
         MissingExtraError: the package is not installed; the message says how to install it.
 
-    Example:
+    Examples:
         >>> import_extra("absent.part", extra="cli", purpose="Result.rle()")
         Traceback (most recent call last):
         fastfss.errors.MissingExtraError: Result.rle() needs absent: pip install "fastfss[cli]"

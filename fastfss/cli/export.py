@@ -136,7 +136,7 @@ def image_size(text: str | None, default: int | None) -> tuple[int, int]:
     Raises:
         typer.BadParameter: another text, or none where the method has no size of its own.
 
-    Example:
+    Examples:
         >>> image_size("480x640", None)
         (480, 640)
     """

@@ -31,7 +31,7 @@ def read_marks(
     Raises:
         ValueError: other texts; the option is named.
 
-    Example:
+    Examples:
         >>> [mark.positive for mark in read_marks(["30,20", "-5,5"], [], ["2,2,50,40"]).marks]
         [True, True, False]
     """

@@ -91,7 +91,7 @@ def repeat_flags(arguments: list[str]) -> list[str]:
     Raises:
         typer.BadParameter: a flag has fewer or more values than belong together.
 
-    Example:
+    Examples:
         >>> repeat_flags(["--click", "30,20", "-5,5", "--overwrite"])
         ['--click=30,20', '--click=-5,5', '--overwrite']
         >>> repeat_flags(["--support", "1.jpg", "1.png", "--query", "2.jpg", "--overwrite"])

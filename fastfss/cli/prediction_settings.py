@@ -112,7 +112,7 @@ class PredictionSettings:
 def differences(before: Any, now: Any, name: str = "settings") -> list[str]:
     """List the settings that differ between two records; where files lie does not matter.
 
-    Example:
+    Examples:
         >>> differences({"size": 320, "value": None}, {"size": 480, "value": None})
         ['size was 320, now 480']
     """

@@ -59,7 +59,7 @@ def assign_names(queries: Sequence[Path], known: Mapping[str, str]) -> dict[Path
     Returns:
         A name for each query; no two are equal, or differ only in upper and lower case.
 
-    Example:
+    Examples:
         >>> assign_names([Path("mon/1.jpg"), Path("tue/1.jpg"), Path("1_2.jpg")], {}).values()
         dict_values(['1', '1_3', '1_2'])
     """

@@ -4,7 +4,7 @@ A transform takes a PIL image, its mask and the generator it draws from, and ret
 are resized bilinearly, masks by nearest neighbour, as Pillow does it. The published training and
 test use `Compose(Square(321), HorizontalFlip())` and draw from Python's global generator.
 
-Example:
+Examples:
     >>> transform = Compose(Square(33), HorizontalFlip())
     >>> image, mask = Image.new("RGB", (50, 40)), Image.new("L", (50, 40))
     >>> image, mask = transform(image, mask, random.Random(0))

@@ -40,7 +40,7 @@ def read_image(image: ImageLike, *, argument: str = "image") -> Tensor:
         TypeError: not a path, PIL image, array or tensor, or numbers of a wrong kind.
         ValueError: an unreadable file, a wrong shape, or values out of range, infinite or NaN.
 
-    Example:
+    Examples:
         >>> read_image(np.full((2, 4), 0.5), argument="query")[:, 0, 0]
         tensor([128, 128, 128], dtype=torch.uint8)
     """

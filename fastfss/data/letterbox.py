@@ -21,11 +21,12 @@ def letterbox_size(height: int, width: int, size: int, *, enlarge: bool = True) 
     The longer side becomes `size`, then both sides are rounded down to a multiple of 8.
 
     Args:
-        height, width: of the image.
+        height: of the image.
+        width: of the image.
         size: of the square, at least 8.
         enlarge: whether smaller images are enlarged, or else stay as they are, unrounded.
 
-    Example:
+    Examples:
         >>> letterbox_size(375, 500, 473)
         (352, 472)
     """
@@ -43,7 +44,8 @@ def letterbox_image(images: Tensor, size: int, *, enlarge: bool = True) -> Tenso
 
     Args:
         images: (B, C, H, W) floating point, not yet normalised.
-        size, enlarge: as in `letterbox_size`.
+        size: as in `letterbox_size`.
+        enlarge: likewise.
 
     Returns:
         (B, C, size, size).
@@ -60,7 +62,8 @@ def letterbox_labels(labels: Tensor, size: int, *, enlarge: bool = True) -> Tens
 
     Args:
         labels: (B, H, W) of any dtype that holds 255.
-        size, enlarge: as in `letterbox_size`.
+        size: as in `letterbox_size`.
+        enlarge: likewise.
 
     Returns:
         (B, size, size) of the same dtype.

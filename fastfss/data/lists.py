@@ -256,7 +256,7 @@ def matches(name: str, lines: Iterable[str]) -> bool:
 def lines_digest(lines: Iterable[str]) -> str:
     """sha256 over lines, each followed by a newline.
 
-    Example:
+    Examples:
         >>> lines_digest(["a", "b"])[:8]
         '911169dd'
     """

@@ -63,7 +63,7 @@ class CachedImages(MaskSet):
         ValueError: neither or both places, or a size or room that is none.
         OSError: the file cannot be made.
 
-    Example:
+    Examples:
         ``CachedImages(open_set("pascal", root, "train"), 473, path="cache")``
     """
 
@@ -239,7 +239,7 @@ def in_order(
         threads: how many work; by default one a core.
         ahead: how many results wait at most, a thread.
 
-    Example:
+    Examples:
         >>> list(in_order(lambda n: n * n, range(4), threads=2))
         [0, 1, 4, 9]
     """

@@ -14,6 +14,7 @@ from fastfss.data.pixels import ImageLike, Pixels, check_finite, label_of, read_
 from fastfss.errors import expected, expected_kind
 
 MaskLike: TypeAlias = ImageLike
+"""What `read_mask` takes: the same kinds of things as `read_image`."""
 
 BACKGROUND, IGNORE = 0, 255
 
@@ -56,7 +57,7 @@ def read_mask(
         ValueError: an unreadable file, another size than ``size``, no object, several labels and no
             ``value``, colours, fractions, negative numbers, NaN.
 
-    Example:
+    Examples:
         >>> read_mask(np.array([[0, 3, 3], [0, 7, 255]]), value=3)
         tensor([[  0,   1,   1],
                 [  0,   0, 255]], dtype=torch.uint8)
@@ -87,7 +88,7 @@ def read_label_map(
     Raises:
         FileNotFoundError, TypeError, ValueError: as `read_mask`, but any labels will do.
 
-    Example:
+    Examples:
         >>> read_label_map(np.array([[0, 3, 3], [0, 7, 255]]))
         tensor([[  0,   3,   3],
                 [  0,   7, 255]])

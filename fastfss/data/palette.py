@@ -44,7 +44,7 @@ def way_colours(count: int) -> npt.NDArray[np.uint8]:
         (count + 1, 3) uint8 RGB: row 0 is black, for the background, row n the colour of way n. The
         colour of a way does not depend on ``count``.
 
-    Example:
+    Examples:
         >>> way_colours(2).tolist()
         [[0, 0, 0], [255, 0, 170], [0, 200, 255]]
     """

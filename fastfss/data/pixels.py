@@ -17,6 +17,7 @@ from torch import Tensor
 from fastfss.errors import expected, expected_kind
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor"
+"""What `read_image` takes: a path, an image of Pillow, an array, or a tensor."""
 Pixels: TypeAlias = npt.NDArray[Any]  # (H, W, C)
 
 

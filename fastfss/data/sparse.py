@@ -75,7 +75,7 @@ def sparsify(labels: Tensor, count: int | None, generator: random.Random) -> Ten
     Raises:
         ValueError: labels of another shape or dtype, or a count below -1.
 
-    Example:
+    Examples:
         >>> labels = torch.tensor([[0, 0, 1], [0, 1, 255]], dtype=torch.uint8)
         >>> sparsify(labels, 1, random.Random(0))
         tensor([[255,   0, 255],

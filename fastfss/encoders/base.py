@@ -41,7 +41,8 @@ class Normalization:
     """What the encoder expects of its input: `(scale * image - mean) / std`.
 
     Args:
-        mean, std: of red, green and blue.
+        mean: of red, green and blue.
+        std: likewise, the standard deviations.
         scale: the largest pixel; 255 for Caffe's networks.
         bgr: whether the channels come out in the order blue, green, red.
     """

@@ -83,7 +83,7 @@ def create_encoder(
         CheckpointError: a file that cannot be read or does not fit.
         ConnectionError: the download failed.
 
-    Example:
+    Examples:
         >>> encoder = create_encoder("resnet18", last="layer3").eval()
         >>> [(f.name, f.channels, f.stride) for f in encoder.features]
         [('layer1', 64, 4), ('layer2', 128, 8), ('layer3', 256, 16)]

@@ -53,7 +53,7 @@ def load(
         ValueError: no such backend.
         NotImplementedError: the backend cannot serve the folder here; the message says why.
 
-    Example:
+    Examples:
         engine = fastfss.engines.load("engine")
         result = engine.predict("photo.jpg", Task.load("cow.safetensors"))
     """

@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 ENCODE, MATCH, WEIGHTS = "encode.onnx", "match.onnx", "model.safetensors"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""The number format of an export's encoder."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # A side of an image or map: pixels or positions, or a name where it is free ("height").
 Side = int | str

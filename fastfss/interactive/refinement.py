@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastfss.errors import expected, import_extra
 
-# image uint8 (3, H, W), probability (H, W), annotation uint8 (H, W) of {0, 1, 255} -> (H, W)
 Refinement = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Image uint8 (3, H, W), probability (H, W), annotation uint8 (H, W) of {0, 1, 255} -> (H, W)."""
 RefinementName = Literal["none", "guided", "grabcut", "edges"]
 
 GUIDED_RADIUS = 1 / 30  # of the shorter side

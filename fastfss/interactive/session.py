@@ -49,7 +49,7 @@ class InteractiveSession:
         width: diameter of a click's disk in pixels of the image; by default what the method needs,
             see FewShotSegmenter.point_width.
 
-    Example:
+    Examples:
         >>> import torch, fastfss
         >>> from fastfss.interactive import InteractiveSession
         >>> model = fastfss.create_model("ssp", encoder="resnet18", layers=("layer2",), size=64)
@@ -88,7 +88,8 @@ class InteractiveSession:
         """Say that a pixel is the object's, or is not; the new result.
 
         Args:
-            x, y: pixels from the left and from the top.
+            x: pixels from the left.
+            y: pixels from the top.
             positive: False: the pixel is background.
             object: whose annotation it is, from 1; the next free number begins a new object.
 

@@ -155,7 +155,8 @@ class AMP(FewShotSegmenter):
         labels, "label" (B, K).
 
         Args:
-            images, masks: see FewShotSegmenter; all shots of one size.
+            images: see FewShotSegmenter; all shots of one size.
+            masks: likewise.
             labels: class ids whose rows the proxies replace, one for all or one an episode. Without
                 any the new class has a row of its own after those of the classifier.
         """
@@ -187,7 +188,9 @@ class AMP(FewShotSegmenter):
         The model stays as it is, whatever `background` says.
 
         Args:
-            shots, name, mask_value: see FewShotSegmenter.fit.
+            shots: see FewShotSegmenter.fit.
+            name: likewise.
+            mask_value: likewise.
             label: see encode_support.
         """
         self._warn_if_random()

@@ -137,7 +137,8 @@ class FewShotSegmenter(OwnImages):
         """`segment_from` with what is known of the queries themselves.
 
         Args:
-            features, output_size: as in segment_from.
+            features: as in segment_from.
+            output_size: likewise.
             task: one a way.
             hints: one a way, of `hints_of`.
 
@@ -154,7 +155,8 @@ class FewShotSegmenter(OwnImages):
         made in another way.
 
         Args:
-            features, task: as in segment_from; one task a way.
+            features: as in segment_from.
+            tasks: one a way.
         """
         return None
 
@@ -166,7 +168,7 @@ class FewShotSegmenter(OwnImages):
     def fit_from(self, features: Sequence[Features], masks: Images) -> Task:
         """`support_from` as `fit` does it, without a trace in the model.
 
-        Args: as in support_from.
+        Arguments are those of `support_from`.
         """
         return self.support_from(features, masks)
 

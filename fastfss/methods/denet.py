@@ -146,7 +146,8 @@ class DENet(FewShotSegmenter):
         The Task holds "prototype", (B, K, 256), and, with labels, "label", (B, K).
 
         Args:
-            images, masks: see FewShotSegmenter; all shots of one size.
+            images: see FewShotSegmenter; all shots of one size.
+            masks: likewise.
             labels: class ids whose rows the prototypes replace, one for all or one an episode.
                 Without any the new class has a row of its own after those of the classifier.
         """
@@ -205,7 +206,9 @@ class DENet(FewShotSegmenter):
         """Make a Task from annotated images; see FewShotSegmenter.fit.
 
         Args:
-            shots, name, mask_value: see FewShotSegmenter.fit.
+            shots: see FewShotSegmenter.fit.
+            name: likewise.
+            mask_value: likewise.
             label: see encode_support.
         """
         self._warn_if_random()

@@ -51,6 +51,7 @@ GUIDED_NETWORKS = {
     "interactive-late-glob": PublishedNetwork(GuidedLate.method, _FULL),
     "interactive-late-glob-lite": PublishedNetwork(GuidedLate.method, _LITE),
 }
+"""The guided networks by the names of the published code."""
 
 
 def published_state(model: GuidedSegmenter, *, values: int = VALUES) -> dict[str, Tensor]:

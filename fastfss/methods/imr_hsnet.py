@@ -178,7 +178,9 @@ class IMRHSNet(LevelPyramid):
         """Segment query images; see FewShotSegmenter.segment.
 
         Args:
-            query, task, output_size: as in FewShotSegmenter.
+            query: as in FewShotSegmenter.
+            task: likewise.
+            output_size: likewise.
             query_map: (B, N, h, w) in [0, 1], of any size: the activation map of each task's label.
 
         Raises:
@@ -212,7 +214,8 @@ class IMRHSNet(LevelPyramid):
         """Segment one image of any size; see FewShotSegmenter.predict.
 
         Args:
-            query, task: as in FewShotSegmenter.
+            query: as in FewShotSegmenter.
+            task: likewise.
             query_map: (N, h, w) in [0, 1], of any size: the activation map of each task's label in
                 the whole image, or (h, w) for one task; by default what `label_maps` makes.
 
@@ -378,7 +381,8 @@ class IMRHSNet(LevelPyramid):
         """The training forward, one shot.
 
         Args:
-            images, masks: as in encode_support.
+            images: as in encode_support.
+            masks: likewise.
             query: (B, 3, H, W).
             query_map: (B, h, w) or (B, 1, h, w).
         """

@@ -66,3 +66,4 @@ NAMED_MODELS = {
         encoder_options={"final_norm": True},
     ),
 }
+"""Methods, encoders and weights that have one name together, such as "default"."""

@@ -76,7 +76,7 @@ class OwnImages(nn.Module):
             ValueError: if there is no pair, or an image or mask cannot be used; it is named.
             LabelNotFoundError: a ValueError: nothing in an image speaks for its label.
 
-        Example:
+        Examples:
             >>> import torch, fastfss
             >>> model = fastfss.create_model("ssp", encoder="resnet18", layers=("layer2",), size=64)
             >>> image, mask = torch.rand(3, 48, 64), torch.zeros(48, 64)

@@ -82,7 +82,7 @@ def center_pivot_conv4d(
         ValueError: if a shape or the stride does not fit.
         NotImplementedError: a forced backend cannot serve the call; the message says why.
 
-    Example:
+    Examples:
         >>> x, weight, bias = torch.ones(1, 2, 3, 3, 5, 4), torch.ones(8, 2, 3, 3), torch.zeros(8)
         >>> center_pivot_conv4d(x, weight, bias, weight, bias, stride=2).shape
         torch.Size([1, 8, 3, 3, 3, 2])
@@ -111,8 +111,13 @@ def center_pivot_block(
     """`center_pivot_conv4d`, group norm over both grids and ReLU: in one, or for gradients apart.
 
     Args:
-        x, query_weight, query_bias, support_weight, support_bias, stride, backend: as in
-            center_pivot_conv4d.
+        x: as in center_pivot_conv4d.
+        query_weight: likewise.
+        query_bias: likewise.
+        support_weight: likewise.
+        support_bias: likewise.
+        stride: likewise.
+        backend: likewise.
         norm_weight: (O,).
         norm_bias: (O,).
         groups: of the norm; divides O.
@@ -124,7 +129,7 @@ def center_pivot_block(
     Raises:
         TypeError, ValueError, NotImplementedError: as center_pivot_conv4d.
 
-    Example:
+    Examples:
         >>> x, weight, bias = torch.ones(1, 2, 3, 3, 5, 4), torch.ones(8, 2, 3, 3), torch.ones(8)
         >>> center_pivot_block(x, weight, bias, weight, bias, bias, bias, groups=4).shape
         torch.Size([1, 8, 3, 3, 5, 4])

@@ -64,7 +64,7 @@ def dense_correlation(
         ValueError: for no layer, different numbers of layers, grids, batches, channels or dtypes.
         NotImplementedError: a forced backend cannot serve the call; the message says why.
 
-    Example:
+    Examples:
         >>> maps = [torch.ones(1, 4, 2, 3), torch.ones(1, 8, 2, 3)]
         >>> dense_correlation(maps, maps).shape
         torch.Size([1, 2, 2, 3, 2, 3])

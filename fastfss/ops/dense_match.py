@@ -124,7 +124,7 @@ def dense_match(
         NotImplementedError: a forced backend cannot serve the call, or the mask requires a
             gradient (the reference gives one).
 
-    Example:
+    Examples:
         >>> query = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
         >>> dense_match(query, query, torch.tensor([[[1.0, 2.0]]]), scale=100.0)
         tensor([[[1., 2.]]])
@@ -173,7 +173,7 @@ def dense_match_sums(
         NotImplementedError: a forced backend cannot serve the call, or the weights require a
             gradient (the reference gives one).
 
-    Example:
+    Examples:
         >>> maps = torch.ones(1, 2, 3)
         >>> dense_match_sums(maps, maps, maps, torch.tensor([[1.0, 0.0, 2.0]]), scale=0.0)[1]
         tensor([[3., 3., 3.]])

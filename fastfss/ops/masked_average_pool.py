@@ -97,7 +97,7 @@ def masked_average_pool(
         ValueError: if a shape or option does not fit.
         NotImplementedError: if a forced backend cannot serve the call.
 
-    Example:
+    Examples:
         >>> features = torch.arange(8.0).view(1, 2, 2, 2)
         >>> masked_average_pool(features, torch.tensor([[[[1, 0], [1, 0]]]]).bool())
         tensor([[[1.0000, 5.0000]]])

@@ -67,7 +67,7 @@ def prototype_match(
         ValueError: if a shape or option does not fit, or the dtypes differ.
         NotImplementedError: if a forced backend cannot serve the call.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[3.0, 0.0], [4.0, 2.0]]).view(1, 2, 1, 2)
         >>> prototype_match(features, torch.tensor([[0.0, 1.0]]), scale=10.0)
         tensor([[[[ 8., 10.]]]])

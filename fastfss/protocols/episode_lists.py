@@ -114,7 +114,8 @@ class EpisodeList:
 
         Args:
             classes: the fold's novel classes; see fold_of.
-            shots, ways: K and W.
+            shots: K.
+            ways: W.
 
         Raises:
             ValueError: it is of another; what differs is said.
@@ -160,10 +161,12 @@ def draw_episodes(
         protocol: see get_protocol.
         images: the set's test images.
         fold: whose classes are novel.
-        shots, ways: K and W.
+        shots: K.
+        ways: W.
         episodes: of a run; the published number by default. Of "classes": queries of each class. Of
             "fss1000": as many of its list, taken evenly.
-        splits, split_seed: of sets without published folds.
+        splits: of sets without published folds.
+        split_seed: likewise.
         lists: a folder of HSNet's published lists. Made again from the masks without them, COCO's
             episodes are others than the published, from the same distribution.
 

@@ -69,7 +69,7 @@ def panet_episodes(
     Raises:
         ValueError: fewer classes than ways, or a class with too few images.
 
-    Example:
+    Examples:
         >>> index = {6: ["a.jpg", "b.jpg"], 7: ["b.jpg", "c.jpg", "d.jpg"]}
         >>> panet_episodes(index, episodes=1)
         [Episode(classes=(7,), supports=((0,),), queries=((2,),), unlabelled=())]

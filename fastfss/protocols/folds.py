@@ -29,7 +29,7 @@ def fold_classes(
     Raises:
         ValueError: an unknown rule, no such fold, or fewer classes than folds.
 
-    Example:
+    Examples:
         >>> fold_classes(range(1, 21), "contiguous", 1)
         (6, 7, 8, 9, 10)
         >>> fold_classes(range(1, 81), "interleaved", 0)[:3]

@@ -37,7 +37,7 @@ def hsnet_listed_episodes(
         ValueError: an empty list, an entry that is not in the index, or a class whose only image is
             the query.
 
-    Example:
+    Examples:
         >>> index = {6: ["a.jpg", "b.jpg"]}
         >>> hsnet_listed_episodes(index, [(6, 0), (6, 1)], episodes=1)
         [Episode(classes=(6,), supports=((1,),), queries=((0,),), unlabelled=())]
@@ -63,7 +63,9 @@ def hsnet_drawn_episodes(
 
     Args:
         index: class of the fold -> the images that show it, in the published order.
-        shots, episodes, generator: as in `hsnet_listed_episodes`.
+        shots: as in `hsnet_listed_episodes`.
+        episodes: likewise.
+        generator: likewise.
 
     Raises:
         ValueError: no class, or one with a single image.
@@ -95,7 +97,8 @@ def fss1000_episodes(
     Args:
         index: class -> its images, as their names are sorted.
         numbers: class -> the images' numbers, in the same order.
-        shots, generator: as in `hsnet_listed_episodes`.
+        shots: as in `hsnet_listed_episodes`.
+        generator: likewise.
 
     Raises:
         ValueError: no class, or one with a single image.

@@ -51,7 +51,9 @@ def ssp_episodes(
         shown: class of the fold -> names of the images that show it at any size.
         large: class of the fold -> names of those that show it large.
         order: the names in the list's order.
-        shots, episodes, seed: K, how many, and torch's seed.
+        shots: K.
+        episodes: how many.
+        seed: torch's.
         workers: of the published loader.
 
     Returns:
@@ -105,7 +107,11 @@ def pfenet_episodes(
     list of its episodes is known to compare with.
 
     Args:
-        shown, large, order, shots, episodes: as in `ssp_episodes`.
+        shown: as in `ssp_episodes`.
+        large: likewise.
+        order: likewise.
+        shots: likewise.
+        episodes: likewise.
         seed: of torch where the loop begins.
         workers: of the published loader: 8 for PASCAL, 16 for COCO.
 

@@ -209,6 +209,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
     )
 }
+"""The published protocols and those of this package, by name."""
 
 
 def get_protocol(name: str) -> Protocol:

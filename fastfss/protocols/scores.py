@@ -98,7 +98,8 @@ def figures_of(
         counts: of all episodes.
         classes: the fold's.
         figure: the protocol's rule.
-        repeats, seed: of the bootstrap.
+        repeats: of the bootstrap.
+        seed: likewise.
     """
     parts = _Parts(counts, classes, figure)
     ones = np.ones((1, len(counts.runs)))

@@ -102,7 +102,7 @@ class ClipTower(nn.Module):
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """The texts' features (N, D), not normalised.
 
-        Raises: as `fastfss.text.tokenize`.
+        Errors are those of `fastfss.text.tokenize`.
         """
         rows = tokenize(texts).to(self.device)
         # A class list of thousands would need gigabytes at once.
@@ -135,7 +135,7 @@ def tower_of(tensors: Mapping[str, Tensor], source: str = "the checkpoint") -> C
         tensors: key to tensor, of any floating-point dtype.
         source: what messages call it.
 
-    Raises: as `load_tower`.
+    Errors are those of `load_tower`.
     """
     library = import_extra("open_clip.model", extra="text", purpose="a CLIP tower")
     own = {key: tensor for key, tensor in tensors.items() if key not in _FACTS}

@@ -182,10 +182,15 @@ def load_clip(
     """Read CLIP's weights, for `model.text`.
 
     Args:
-        path, device: as in `fastfss.text.load_tower`.
-        others, template, threshold, unsure, view: as in `TextLabels`.
+        path: as in `fastfss.text.load_tower`.
+        device: likewise.
+        others: as in `TextLabels`.
+        template: likewise.
+        threshold: likewise.
+        unsure: likewise.
+        view: likewise.
 
-    Raises: as those.
+    Errors are those of both.
     """
     return TextLabels(
         load_tower(path, device),

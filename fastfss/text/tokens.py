@@ -33,7 +33,7 @@ def tokenize(texts: Sequence[str], *, truncate: bool = False, argument: str = "t
         ValueError: one that has no UTF-8 form, or more tokens than fit.
         MissingExtraError: open_clip is not installed.
 
-    Example:
+    Examples:
         >>> tokenize(["a photo of a dog"])[0, :7].tolist()
         [49406, 320, 1125, 539, 320, 1929, 49407]
     """
@@ -56,7 +56,7 @@ def encode(text: str, *, argument: str = "text") -> list[int]:
         text: the text.
         argument: what messages call it.
 
-    Raises: as `tokenize`.
+    Errors are those of `tokenize`.
     """
     if not isinstance(text, str):
         raise expected_kind(argument, "a text", type(text).__name__)

@@ -83,7 +83,8 @@ def train(
         resume: go on from the newest checkpoint in it, or begin if there is none.
         device: "auto", "cpu" or "cuda".
         progress: "auto", "bar", "lines" or "off".
-        images, validation: sets that are open already, instead of those that the recipe names.
+        images: a set that is open already, instead of the one that the recipe names.
+        validation: likewise.
 
     Raises:
         FileExistsError: `out` holds a run and `resume` is not set.

@@ -64,7 +64,7 @@ def _optimiser(groups: Iterable[dict[str, Any]], config: OptimiserConfig) -> tor
 def rate_factor(config: ScheduleConfig, step: int, steps: int) -> float:
     """What the learning rate is multiplied with at a step, 0 and up, of a run of `steps`.
 
-    Example:
+    Examples:
         >>> schedule = ScheduleConfig(kind="step", at=(0.5, 80), factor=0.1)
         >>> [rate_factor(schedule, step, 100) for step in (49, 50, 80)]
         [1.0, 0.1, 0.010000000000000002]

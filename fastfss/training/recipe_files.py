@@ -53,7 +53,7 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         ValueError: not TOML, an unknown or missing key, or an impossible value; the key is named.
         TypeError: a value of the wrong kind; the key is named.
 
-    Example:
+    Examples:
         >>> load_recipe("ssp-pascal", ["optimiser.lr=0.01"]).optimiser.lr
         0.01
     """

@@ -43,7 +43,7 @@ def open(
         TypeError, ValueError: no video, more than the limits allow, or a workspace of another one.
         MissingExtraError: a video file without PyAV.
 
-    Example:
+    Examples:
         >>> import numpy, warnings, fastfss.video
         >>> frames = [numpy.full((64, 96, 3), 40, numpy.uint8) for _ in range(3)]
         >>> for t, frame in enumerate(frames):

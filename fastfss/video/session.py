@@ -454,7 +454,8 @@ class VideoSession:
         Args:
             start: a frame with masks; if it has none, it is segmented first.
             direction: "forward", "backward", or "both", one after the other.
-            first, last: the frames to stay within; all by default.
+            first: the first frame to segment; that of the video by default.
+            last: likewise, the last.
             cancel: looked at before each frame.
             anew: segment `start` even though it has masks.
 

@@ -22,7 +22,7 @@ class KeyMap:
         name: what the published names belong to, for messages.
         prefixes: (published prefix, our prefix) pairs.
 
-    Example:
+    Examples:
         >>> SSP_KEYS.to_ours("layer0.1.weight")
         'encoder.bn1.weight'
         >>> SSP_KEYS.to_published("encoder.layer3.5.bn3.bias")
@@ -47,9 +47,8 @@ class KeyMap:
 
 _STAGES = tuple((f"layer{stage}.", f"encoder.layer{stage}.") for stage in (1, 2, 3))
 
-# The deep-stem encoder file itself (pretrained/resnet50.pth).
 ENCODER_KEYS = KeyMap("encoder", (("conv1.", "encoder.conv1."), ("bn1.", "encoder.bn1."), *_STAGES))
-# The same encoder with its stem written flat, as in PFENet's files.
+"""Of the deep-stem encoder file itself (pretrained/resnet50.pth)."""
 FLAT_STEM_KEYS = KeyMap(
     "flat-stem encoder",
     (
@@ -62,11 +61,14 @@ FLAT_STEM_KEYS = KeyMap(
         *_STAGES,
     ),
 )
+"""Of the same encoder with its stem written flat, as in PFENet's files."""
 SSP_KEYS = KeyMap("SSP", (("layer0.0.", "encoder.conv1."), ("layer0.1.", "encoder.bn1."), *_STAGES))
+"""Of SSP's checkpoints."""
 MLC_KEYS = KeyMap(
     "MLC",
     tuple((f"backbone.{theirs}", ours) for theirs, ours in ENCODER_KEYS.prefixes),
 )
+"""Of MLC's checkpoints."""
 
 
 def deep_stem_keys(keys: Iterable[str]) -> KeyMap:

@@ -61,7 +61,14 @@ def installed(wheel: Path, folder: Path) -> CleanEnvironment:
 
 
 def test_sdist_holds_all_that_a_build_and_the_tests_need(sources):
-    for name in ("CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md"):
+    for name in (
+        "CMakeLists.txt",
+        "setup.py",
+        "pyproject.toml",
+        "mkdocs.yml",
+        "LICENSE",
+        "README.md",
+    ):
         assert (sources / name).is_file(), name
     for folder in ("csrc", "fastfss", "tests"):
         wanted = {p.relative_to(ROOT) for p in (ROOT / folder).rglob("*") if p.is_file()}
