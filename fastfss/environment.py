@@ -329,8 +329,12 @@ def _triton_backend(version: str | None) -> Backend:
 
 
 def _engine_backend(name: str, version: str | None) -> Backend:
-    installed = "not installed" if version is None else f"{version} is installed"
-    return Backend(name, False, f"fastfss does not export to it yet; {installed}")
+    if version is None:
+        extra = "onnx" if name == "onnxruntime" else name
+        return Backend(name, False, f'not installed: pip install "fastfss[{extra}]"')
+    if name == "tensorrt" and not torch.cuda.is_available():
+        return Backend(name, False, f"{version} is installed; torch sees no GPU")
+    return Backend(name, True, f"{version}, for what `fastfss export` writes")
 
 
 def _missing_extras() -> tuple[Extra, ...] | None:

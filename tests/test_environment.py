@@ -228,6 +228,21 @@ def test_every_backend_that_is_off_has_a_reason():
     assert all(backend.detail for backend in backends.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "version", "gpu", "on", "detail"),
+    [
+        ("onnxruntime", None, False, False, 'not installed: pip install "fastfss[onnx]"'),
+        ("openvino", "2026.1", False, True, "2026.1, for what `fastfss export` writes"),
+        ("tensorrt", "10.9", False, False, "10.9 is installed; torch sees no GPU"),
+        ("tensorrt", "10.9", True, True, "10.9, for what `fastfss export` writes"),
+    ],
+)
+def test_engines(monkeypatch, name, version, gpu, on, detail):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    found = module._engine_backend(name, version)
+    assert (found.on, found.detail) == (on, detail)
+
+
 def test_missing_extras_come_with_the_command_that_installs_them(monkeypatch):
     requirements = [
         "torch>=2.10",
