@@ -45,7 +45,7 @@ def resting() -> float:
 
 def peak() -> float:
     """MiB at most; not ru_maxrss, which a program inherits from the one that started it."""
-    with open("/proc/self/status") as status:
+    with Path("/proc/self/status").open() as status:
         return next(int(s.split()[1]) for s in status if s.startswith("VmHWM")) / 1024
 
 
