@@ -222,9 +222,8 @@ def _of_benchmark(values: Mapping[str, Any], machine: Machine, place: str) -> Ro
         return Row(area, ("engines/",) if engines else (), machine, place, values)
     folder, file, stem = found.groups()
     area = "scaling" if file in _SCALING else _FOLDERS.get(folder or "", "other")
-    if area == "scaling":
-        return Row(area, _subjects(area, str(values.get("method", stem))), machine, place, values)
-    return Row(area, _subjects(area, stem), machine, place, values)
+    named = str(values.get("method", stem)) if area in ("scaling", "accuracy") else stem
+    return Row(area, _subjects(area, named), machine, place, values)
 
 
 def _of_case(values: Mapping[str, Any], machine: Machine, place: str) -> Row | LeftOut:
