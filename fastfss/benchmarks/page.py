@@ -30,7 +30,10 @@ _TITLES: dict[Area, tuple[str, str]] = {
         "batch.",
     ),
     "engines": ("Engines", "Ratios are against the published forward in PyTorch."),
-    "scaling": ("Shots and ways", "Time and memory against the number of shots and of ways."),
+    "scaling": (
+        "Shots and ways",
+        "Times in milliseconds; memory in MiB, the task's own and the peak above the model's.",
+    ),
     "video": ("Video", "Label propagation."),
     "clicks": ("Clicks", "Clicks that a simulated annotator needs (NoC), and mIoU after some."),
     "accuracy": (

@@ -120,14 +120,19 @@ def _accuracy(rows: Iterable[Row]) -> bytes | None:
             points.append((", ".join(named), float(latency), float(miou), row.machine.commit))
     if not points:
         return None
-    with _figure(7, 4.5) as (axes, svg):
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    with _figure(7, 4) as (axes, svg):
         for number, (name, latency, miou, _) in enumerate(points):
-            axes.scatter([latency], [miou], color=f"C{number % 10}")
-            axes.annotate(name, (latency, miou), (5, 3), textcoords="offset points", fontsize=8)
-        axes.margins(0.2)
+            axes.scatter([latency], [miou], color=f"C{number % 10}", label=name)
+        axes.margins(0.15)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("ms a query, support fitted")
         axes.set_ylabel("mIoU, %")
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         commits = ", ".join(sorted({commit for *_, commit in points}))
         axes.set_title(f"Accuracy against latency, at {commits}", fontsize=10)
         return svg()
@@ -153,9 +158,10 @@ def _memory(rows: Iterable[Row]) -> bytes | None:
             axes.plot([x for x, _ in found], [y for _, y in found], marker="o", label=name)
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1)
+        axes.margins(y=0.1)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("shots")
         axes.set_ylabel("MiB")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         axes.set_title(f"Memory against shots, at {', '.join(sorted(commits))}", fontsize=10)
         return svg()
