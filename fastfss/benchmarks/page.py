@@ -21,7 +21,8 @@ _TITLES: dict[Area, tuple[str, str]] = {
         "Operations on a GPU",
         "The ratio is of calls, published against ours; the floor belongs to the time in a CUDA "
         "graph, the GPU's work alone, and is the larger of the bytes at the rate of a copy and the "
-        "products at that of a large product, both of the same run.",
+        "products at that of a large product, both of the same run. Gradients, which no graph holds, "
+        "are timed one by one in both columns.",
     ),
     "methods": ("Methods", "A query end to end and heads alone, against the published forward."),
     "methods-gpu": (
@@ -114,6 +115,22 @@ def render(
         parts += [tables.markdown(table) for table in _tables(area, members, where) if table[1]]
     parts += _listed("## Left out", left_out)
     return "\n\n".join(parts) + "\n"
+
+
+def usable(rows: Sequence[Row]) -> tuple[list[Row], list[LeftOut]]:
+    """The rows that a table can show, and those whose values are of a kind that none expects."""
+    stay: list[Row] = []
+    left_out: list[LeftOut] = []
+    for row in rows:
+        try:
+            _tables(row.area, [row], lambda machine: machine.commit)
+            for one in timings(row):
+                float(one.ratio or 0)
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            left_out.append(LeftOut(row.place, f"its values cannot be shown ({error})"))
+        else:
+            stay.append(row)
+    return stay, left_out
 
 
 def _of_machines(machines: Sequence[Machine]) -> Table:

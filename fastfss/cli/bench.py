@@ -56,13 +56,15 @@ def report(
     """
     from fastfss.benchmarks import plots
     from fastfss.benchmarks.outcomes import read_outcomes, refuse_red
-    from fastfss.benchmarks.page import Tests, render
+    from fastfss.benchmarks.page import Tests, render, usable
     from fastfss.benchmarks.rows import LeftOut, read_results
 
     if out.suffix != ".md":
         raise typer.BadParameter(f"--out: expected a file ending in .md, got '{out}'")
     outcomes = None if tests is None else read_outcomes(tests)
     rows, left_out = read_results(results)
+    rows, odd = usable(rows)
+    left_out += odd
     refused: list[LeftOut] = []
     state = None
     if tests is not None and outcomes is not None:

@@ -175,6 +175,8 @@ def test_every_form_of_row_reaches_its_table(results, capsys):
 def test_what_cannot_be_used_is_named_with_the_reason(results, capsys):
     (results / "broken.json").write_text("{")
     (results / "other.json").write_text('{"a": 1}')
+    odd = {"case": "dense_match x", "dtype": "float16", "ours_us": 1.0, "published_us": "long"}
+    save(results, odd={"machine": H200, "rows": [odd, {**odd, "ours_us": None}]})
     code, out = report(results)
     said, page = capsys.readouterr().err, out.read_text()
     assert code == 0
@@ -183,6 +185,8 @@ def test_what_cannot_be_used_is_named_with_the_reason(results, capsys):
         "loose.json row 6: of no known kind; it holds colour",
         "loose.json row 7: expected an object, got int",
         "broken.json: no JSON (",
+        "odd.json row 1: its values cannot be shown (",
+        "odd.json row 2: dense_match x: expected ours_us, a time, got None",
         "other.json: expected an object with rows, or a list of rows",
     ):
         assert f"left out: {reason}" in said
