@@ -21,8 +21,8 @@ _TITLES: dict[Area, tuple[str, str]] = {
         "Operations on a GPU",
         "The ratio is of calls, published against ours; the floor belongs to the time in a CUDA "
         "graph, the GPU's work alone, and is the larger of the bytes at the rate of a copy and the "
-        "products at that of a large product, both of the same run. Gradients, which no graph holds, "
-        "are timed one by one in both columns.",
+        "products at that of a large product, both of the same run. Gradients, which no "
+        "graph holds, are timed one by one in both columns.",
     ),
     "methods": ("Methods", "A query end to end and heads alone, against the published forward."),
     "methods-gpu": (
