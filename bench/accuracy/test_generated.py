@@ -5,8 +5,8 @@
 One annotated image, eight queries a class, the same for every method; the figures are those of
 bench/accuracy/frozen.py, the time the CPU's of a query, by one thread, its support fitted. The
 default model has seen none of these images; its head is trained on photographs.
-FASTFSS_BENCH_DATA=FOLDER takes a folder in a layout of bench/accuracy/sets.py instead (label maps, or
-one folder a class as FSS-1000).
+FASTFSS_BENCH_DATA=FOLDER takes a folder in a layout of bench/accuracy/sets.py instead: label maps,
+or one folder a class.
 """
 
 from __future__ import annotations
