@@ -19,7 +19,7 @@ LAYERS = (
     {"annotation", "encoders", "text"},
     {"methods"},
     {"engines", "environment", "interactive"},
-    {"protocols", "training", "video"},
+    {"benchmarks", "protocols", "training", "video"},
     {"cli", "app"},
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
@@ -30,7 +30,7 @@ FACADE = {"__init__", "__main__"}
 # What `import fastfss` must not load: optional packages, and those that compile.
 HEAVY = {
     *("timm", "typer", "rich", "triton", "pycocotools", "skimage", "scipy", "tensorboard", "cv2"),
-    "open_clip",
+    *("open_clip", "matplotlib"),
     *("fastapi", "starlette", "uvicorn", "websockets", "pydantic"),
     *("onnx", "onnxruntime", "openvino", "tensorrt"),
 }

@@ -58,6 +58,7 @@ def build_app() -> typer.Typer:
         import_extra(package, extra="cli", purpose="the fastfss command")
     import typer
 
+    from fastfss.cli.bench import make_bench_app
     from fastfss.cli.cam import cam
     from fastfss.cli.data import make_data_app
     from fastfss.cli.demo import demo
@@ -93,6 +94,7 @@ def build_app() -> typer.Typer:
     app.command(cls=ManyValuesCommand)(video)
     app.command()(serve)
     app.add_typer(make_data_app(), name="data")
+    app.add_typer(make_bench_app(), name="bench")
     return app
 
 

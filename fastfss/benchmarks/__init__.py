@@ -1,0 +1,1 @@
+"""What the files below bench/results say, as one page: `fastfss bench report`."""
