@@ -41,7 +41,7 @@ class LabelImage:
         """Read the image as `fastfss.data.read_image` does; its errors name it."""
         if self.offset is None:
             return read_image(self.path)
-        label = f"image '{self.path}/{self.name}'"
+        label = f"image '{self.name}' of '{self.path}'"
         with decoding(label):
             with open(self.path, "rb") as archive:  # noqa: PTH123
                 archive.seek(self.offset)
