@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,9 @@ from rich.console import Console
 from fastfss.cli.label_folder import LabelFolder
 from fastfss.cli.label_formats import FAILED, FORMATS, read_formats
 from fastfss.cli.label_images import find_label_images
+from fastfss.cli.label_ray import run_on_cluster
 from fastfss.cli.label_shard import LabelJob, Outcome, Shard
-from fastfss.cli.label_workers import Watch, run_here, worker_devices
+from fastfss.cli.label_workers import Watch, core_count, run_here, worker_devices
 from fastfss.cli.making import check_device, chosen_method, engine_method, method_options
 from fastfss.cli.options import (
     BackboneOption,
@@ -35,7 +37,8 @@ _FAILED, _INTERRUPTED = 1, 130
 # Seconds between the lines that stand for the bar where there is no terminal.
 _TELL = 60.0
 
-Runner = Callable[[LabelJob, Sequence[str], Sequence[Shard], Watch], None]
+# Labels shards, and tells of it.
+Runner = Callable[[Sequence[Shard], Watch], None]
 
 
 def label(
@@ -97,6 +100,13 @@ def label(
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="cuda: one worker a GPU.")
     ] = "auto",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local",
+            help="Run on a Ray cluster (fastfss[ray]); --images and --out on a shared disk.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew in a folder that holds results.")
     ] = False,
@@ -124,9 +134,10 @@ def label(
         engine=engine,
     )
     chosen = read_formats(formats or ["masks", "coco"])
-    if device != "auto":
+    if cluster is None and device != "auto":
         check_device(device)
-    devices = worker_devices(device, workers)
+    elif cluster is not None and device not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"--device: expected auto, cpu or cuda of --cluster, got {device}")
     record = {**settings.record(), "formats": list(chosen)}
     names = [Task.load(file).name for file in task]
     found = find_label_images(images)
@@ -135,26 +146,25 @@ def label(
         if Path(image.path).is_relative_to(outside):
             raise typer.BadParameter(f"--out: expected a folder without --images, got '{out}'")
     job = LabelJob(outside, chosen, settings, backend, threads)
+    if cluster is None:
+        devices = worker_devices(device, workers)
+        workers = len(devices)
+        run: Runner = partial(run_here, job, devices)
+    else:
+        run = partial(run_on_cluster, cluster, job, device, workers, threads)
     with LabelFolder(
         outside,
         found,
         record,
         shard_size=shard_size,
-        workers=len(devices),
+        workers=workers or core_count(),
         overwrite=overwrite,
     ) as folder:
-        code = _run(folder, job, devices, names, len(found), run_here)
+        code = _run(folder, names, len(found), run)
     raise typer.Exit(code)
 
 
-def _run(
-    folder: LabelFolder,
-    job: LabelJob,
-    devices: Sequence[str],
-    names: Sequence[str],
-    images: int,
-    run: Runner,
-) -> int:
+def _run(folder: LabelFolder, names: Sequence[str], images: int, run: Runner) -> int:
     """Label the shards that are not done, put the results together, and return the exit code."""
     console = Console(stderr=True, highlight=False, emoji=False)
     pending = folder.pending()
@@ -182,7 +192,7 @@ def _run(
         bar = progress.add_task("labelling", total=images, completed=before)
         try:
             if pending:
-                run(job, devices, pending, Watch(on_ready, on_images, outcomes.append, on_death))
+                run(pending, Watch(on_ready, on_images, outcomes.append, on_death))
         except KeyboardInterrupt:
             interrupted = True
         except BaseException:

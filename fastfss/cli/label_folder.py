@@ -70,13 +70,15 @@ class LabelFolder:
             "images": len(images),
             "list": hashlib.sha256(self._list.encode()).hexdigest(),
         }
-        self._overwrite = overwrite
+        self._anew = overwrite
         suiting = max(1, min(_LARGEST_SHARD, len(images) // (_SHARDS_EACH * workers)))
         self._lock = lock_folder(made_writable(path), "fastfss label")
         try:
             remove_temporaries(path)
             before = self._before()
-            if before is not None:
+            # A run that came to nothing binds nobody to its settings.
+            self._anew = overwrite or not any((path / SHARDS).glob("*"))
+            if before is not None and not self._anew:
                 suiting = before["shard_size"]
                 self._check(before, shard_size)
             self.shard_size = shard_size or suiting
@@ -105,19 +107,19 @@ class LabelFolder:
 
     def pending(self) -> list[Shard]:
         """The shards that are not done; all of them where the job begins anew."""
-        if self._overwrite:
+        if self._anew:
             return self.shards()
         return [shard for shard in self.shards() if not self._place(shard).exists()]
 
     def begin(self) -> None:
         """Put the folder in order for the run: the manifest there, no leftovers of cut-off ones."""
-        if self._overwrite and (self.path / MANIFEST).exists():
+        if self._anew:
             self._clear()
-        if not (self.path / MANIFEST).exists():
             with atomic_path(self.path / IMAGES) as temporary:
                 temporary.write_text(self._list, encoding="ascii", newline="\n")
             manifest = {"format": FORMAT, "shard_size": self.shard_size, "settings": self._settings}
             write_text_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            self._anew = False
         self._remove(WORK)
         (self.path / WORK).mkdir()
         (self.path / SHARDS).mkdir(exist_ok=True)
@@ -159,7 +161,7 @@ class LabelFolder:
             manifest = None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise expected(f"--out '{path}'", f"a file in the format {FORMAT}", "another file")
-        return None if self._overwrite else manifest
+        return manifest
 
     def _check(self, before: dict[str, Any], shard_size: int | None) -> None:
         """Refuse a job that is not the one of the manifest."""

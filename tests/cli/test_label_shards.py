@@ -199,7 +199,7 @@ def test_results_are_put_together_again_after_a_kill_in_it(photos, tmp_path, mon
 def test_other_images_are_refused_and_named(photos, tmp_path):
     job = job_of(tmp_path, "out")
     with folder_of(job.out, photos, job.formats) as folder:
-        folder.begin()
+        label_here(job, folder)
     (photos / "b" / "1.png").rename(photos / "b" / "11.png")
     with pytest.raises(ValueError, match=r"image 5 was 'b/1\.png', now 'b/11\.png'"):
         folder_of(job.out, photos, job.formats)
@@ -215,12 +215,23 @@ def test_shards_suit_the_workers_and_stay_for_the_next_run(photos, tmp_path):
     with folder_of(tmp_path / "out", photos, (), shard_size=None, workers=2) as folder:
         assert folder.shard_size == 1
     with folder_of(tmp_path / "out", photos, (), shard_size=3) as folder:
-        folder.begin()
+        label_here(job_of(tmp_path, "out"), folder)
         assert [len(shard.images) for shard in folder.shards()] == [3, 3, 2]
     with folder_of(tmp_path / "out", photos, (), shard_size=None, workers=8) as folder:
         assert folder.shard_size == 3
     with pytest.raises(ValueError, match="shard_size was 3, now 4"):
         folder_of(tmp_path / "out", photos, ())
+
+
+def test_run_that_came_to_nothing_binds_nobody(photos, tmp_path):
+    with folder_of(tmp_path / "out", photos, ("masks",), shard_size=3) as folder:
+        folder.begin()
+    job = job_of(tmp_path, "out", formats=("coco",))
+    with folder_of(job.out, photos, job.formats, shard_size=None) as folder:
+        assert folder.shard_size == 1
+        label_here(job, folder)
+        folder.finish(["bright"])
+    assert json.loads((job.out / "label.json").read_text())["settings"]["formats"] == ["coco"]
 
 
 def test_second_run_at_the_same_time_and_foreign_files_are_refused(photos, tmp_path):
