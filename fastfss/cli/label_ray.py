@@ -7,6 +7,7 @@ folder must be on a file system that all machines share.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import warnings
 from collections.abc import Sequence
@@ -78,15 +79,15 @@ def run_on_cluster(
             device = "cuda" if room.get("GPU") else "cpu"
         places = room.get("GPU", 0) if device == "cuda" else room.get("CPU", 0) / threads
         count = max(1, min(workers or int(places), len(shards)))
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         watch.ready([])
         rows = [{"shard": pickle.dumps(shard)} for shard in shards]
         # A block a shard: what Ray Data hands out, and does again when it is lost.
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             Labeller,
             fn_constructor_args=(pickle.dumps(job), device),
-            concurrency=count,
+            compute=ray.data.ActorPoolStrategy(size=count),
             num_cpus=threads,
             num_gpus=1 if device == "cuda" else 0,
         )
