@@ -96,6 +96,7 @@ class ShardFiles:
                 self._made.add(path.parent)
             result.save_mask(path)
         encoded = bool({"coco", "parquet"} & set(self._formats))
+        sure = result.presence
         # Of a thousand classes a few are there: only their pixels are looked at again.
         ways = [
             {
@@ -104,6 +105,7 @@ class ShardFiles:
                 "area": result.area(way),
                 "bbox": _box(result.labels == way),
                 "score": round(result.confidence[way - 1], 6),
+                **({} if sure is None else {"presence": round(sure[way - 1], 6)}),
                 **({"counts": result.rle(way)["counts"]} if encoded else {}),
             }
             for way in np.unique(result.labels).tolist()
@@ -202,6 +204,7 @@ def _coco_regions(record: dict[str, Any], ways: int) -> Iterator[dict[str, Any]]
             "bbox": region["bbox"],
             "iscrowd": 0,
             "score": region["score"],
+            **({"presence": region["presence"]} if "presence" in region else {}),
         }
 
 
@@ -223,7 +226,7 @@ def _write_rows(path: Path, records: Sequence[dict[str, Any]]) -> None:
     kinds = {"image_id": arrow.int64(), "image": arrow.string(), "height": arrow.int32()}
     kinds |= {"width": arrow.int32(), "way": arrow.int32(), "name": arrow.string()}
     kinds |= {"area": arrow.int64(), "bbox": arrow.list_(arrow.int32()), "score": arrow.float32()}
-    kinds |= {"counts": arrow.string()}
+    kinds |= {"presence": arrow.float32(), "counts": arrow.string()}
     table = arrow.Table.from_pylist(rows, schema=arrow.schema(list(kinds.items())))
     parquet.write_table(table, path)
     _flush(path)
