@@ -77,7 +77,9 @@ class LabelFolder:
             remove_temporaries(path)
             before = self._before()
             # A run that came to nothing binds nobody to its settings.
-            self._anew = overwrite or not any((path / SHARDS).glob("*"))
+            made = (path / name for name in (MASKS, COCO, PARQUET))
+            begun = any((path / SHARDS).glob("*")) or any(one.exists() for one in made)
+            self._anew = overwrite or not begun
             if before is not None and not self._anew:
                 suiting = before["shard_size"]
                 self._check(before, shard_size)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +252,20 @@ def test_bad_choice_is_one_line_and_leaves_no_results(job, tmp_path, capfd, opti
 def test_out_among_the_images_is_refused(job, capfd):
     assert run_here(*job, "--out", photos_of(job)) == 2
     assert "--out: expected a folder without --images" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_job_killed_again_and_again_comes_to_the_same_end(job, whole, tmp_path):
+    out = tmp_path / "out"
+    moments = random.Random(0)
+    for shards in (0, 1, 2, 4):
+        process = start_until(shards, out, *job, "--shard-size", 2)
+        time.sleep(moments.uniform(0, 0.3) if shards else 3)
+        victims = [process.pid, *children(process.pid)]
+        moments.shuffle(victims)
+        for victim in victims:
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        process.communicate()
+    assert run_here(*job, "--shard-size", 2, "--out", out) == 0
+    assert contents(out) == contents(whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,24 @@ def test_run_that_came_to_nothing_binds_nobody(photos, tmp_path):
         label_here(job, folder)
         folder.finish(["bright"])
     assert json.loads((job.out / "label.json").read_text())["settings"]["formats"] == ["coco"]
+
+
+def test_removed_shard_is_done_anew_and_results_without_shards_still_bind(photos, tmp_path):
+    job = job_of(tmp_path, "out")
+    with folder_of(job.out, photos, job.formats) as folder:
+        label_here(job, folder)
+        folder.finish(["bright"])
+    done = contents(job.out)
+    shutil.rmtree(job.out / "shards" / "000001")
+    (job.out / "masks" / "b" / "7.png").unlink()
+    with folder_of(job.out, photos, job.formats) as folder:
+        assert [shard.number for shard in folder.pending()] == [1]
+        label_here(job, folder)
+        folder.finish(["bright"])
+    assert contents(job.out) == done
+    shutil.rmtree(job.out / "shards")
+    with pytest.raises(ValueError, match="formats was masks,coco, now masks"):
+        folder_of(job.out, photos, ("masks",))
 
 
 def test_second_run_at_the_same_time_and_foreign_files_are_refused(photos, tmp_path):
