@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -269,3 +270,15 @@ def test_job_killed_again_and_again_comes_to_the_same_end(job, whole, tmp_path):
         process.communicate()
     assert run_here(*job, "--shard-size", 2, "--out", out) == 0
     assert contents(out) == contents(whole)
+
+
+def test_missing_package_of_a_format_is_named_with_its_extra(job, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
+    assert run_here(*job, "--format", "parquet", "--out", tmp_path / "out") == 2
+    assert capfd.readouterr().err == (
+        'error: --format parquet needs pyarrow: pip install "fastfss[parquet]"\n'
+    )
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run_here(*job, "--cluster", "local", "--out", tmp_path / "out") == 2
+    assert capfd.readouterr().err == 'error: --cluster needs ray: pip install "fastfss[ray]"\n'
