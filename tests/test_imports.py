@@ -33,6 +33,7 @@ HEAVY = {
     *("open_clip", "matplotlib"),
     *("fastapi", "starlette", "uvicorn", "websockets", "pydantic"),
     *("onnx", "onnxruntime", "openvino", "tensorrt"),
+    *("pyarrow", "ray"),
 }
 IMPORT_ALL_BUT_PROGRAMS_AND_KERNELS = """
 import importlib, pkgutil, fastfss

@@ -66,6 +66,7 @@ def build_app() -> typer.Typer:
     from fastfss.cli.env import env
     from fastfss.cli.eval import evaluate_command
     from fastfss.cli.export import export
+    from fastfss.cli.label import label
     from fastfss.cli.models import models
     from fastfss.cli.options import ManyValuesCommand, program
     from fastfss.cli.predict import predict
@@ -83,6 +84,7 @@ def build_app() -> typer.Typer:
 
     app.callback()(program)
     app.command(cls=ManyValuesCommand)(predict)
+    app.command(cls=ManyValuesCommand)(label)
     app.command()(models)
     app.command()(demo)
     app.command()(env)

@@ -99,7 +99,7 @@ def evaluate_command(
     from fastfss.atomic import check_writable
     from fastfss.cli import eval_davis
     from fastfss.cli.eval_clicks import ABOUT, run_clicks
-    from fastfss.cli.predict import method_options
+    from fastfss.cli.making import method_options
     from fastfss.data.sets import open_set
     from fastfss.protocols.episode_lists import EpisodeList, draw_episodes, fold_of
     from fastfss.protocols.protocol import PROTOCOLS, get_protocol

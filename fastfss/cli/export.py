@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastfss.cli.making import chosen_method, method_options
 from fastfss.cli.options import (
     BackboneOption,
     DebugOption,
@@ -15,7 +16,6 @@ from fastfss.cli.options import (
     WeightsOption,
     layer_names,
 )
-from fastfss.cli.predict import chosen_method, method_options
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
 from fastfss.engines.manifest import PRECISIONS, Precision

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 import typer
 
+from fastfss.engines import Manifest
+from fastfss.errors import expected
 from fastfss.methods import NAMED_MODELS, FewShotSegmenter, create_model
 from fastfss.methods.named_models import DEFAULT, DEFAULT_VIDEO
 
@@ -48,3 +52,59 @@ def chosen_click_model(method: str, device: str) -> FewShotSegmenter | None:
     if method != DEFAULT_VIDEO:
         return None
     return create_model(DEFAULT).to(device).for_inference()
+
+
+def chosen_method(backbone: str | None, weights: str | None) -> str:
+    """The method where none is named: the one that needs nothing, or SSP for any backbone."""
+    return DEFAULT if backbone is None and weights is None else "ssp"
+
+
+def engine_method(
+    engine: Path | None, backend: str, given: Mapping[str, object | None]
+) -> str | None:
+    """The method of an --engine, or None without one.
+
+    Args:
+        engine, backend: the options.
+        given: what an engine decides itself, by option; None where it is not given.
+    """
+    if engine is None:
+        if backend != "auto":
+            raise typer.BadParameter(f"--backend {backend} runs an --engine; got none")
+        return None
+    for flag, one in given.items():
+        if one is not None:
+            raise typer.BadParameter(f"{flag}: the --engine has its own; got {one}")
+    return Manifest.read(engine).method
+
+
+def method_options(
+    written: Sequence[str], refine: bool | None
+) -> dict[str, bool | int | float | str]:
+    """Read NAME=VALUE pairs: true, false and numbers are what they look like, the rest is text."""
+    options: dict[str, bool | int | float | str] = {} if refine is None else {"refine": refine}
+    for pair in written:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"--option: expected NAME=VALUE, got {pair!r}")
+        if name in options:
+            raise typer.BadParameter(f"--option: {name} is given twice")
+        options[name] = _value(text)
+    return options
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError for a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise expected("--device", "a device of this machine", f"{device!r} ({error})") from None

@@ -60,7 +60,7 @@ def program(version: VersionOption = False, debug: DebugOption = False) -> None:
 _MANY_VALUES = {
     **{"--query": 1, "--support": 2, "--support-folder": 1, "--task": 1},
     **{"--click": 1, "--scribble": 1, "--box": 1},
-    **{"--calibrate": 1, "--check": 1},
+    **{"--calibrate": 1, "--check": 1, "--images": 1},
 }
 # Those whose values are coordinates, with a minus before those of the background. They stand for
 # the mask of --support.

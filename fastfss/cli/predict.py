@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fastfss.annotation import Annotation, Unsaid
 from fastfss.atomic import check_writable
+from fastfss.cli.making import check_device, chosen_method, engine_method, method_options
 from fastfss.cli.marks import Shot, read_marks, read_shot
 from fastfss.cli.options import (
     BackboneOption,
@@ -29,10 +30,9 @@ from fastfss.cli.prediction_run import Model, progress_bar, segment_queries
 from fastfss.cli.prediction_settings import PredictionSettings, TextSettings, Way
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
-from fastfss.engines import Manifest, list_backends, load
+from fastfss.engines import list_backends, load
 from fastfss.errors import expected, import_extra
 from fastfss.methods import create_model
-from fastfss.methods.named_models import DEFAULT
 from fastfss.task import Task
 from fastfss.text import Label, TextLabels, label_names, load_clip
 
@@ -198,15 +198,9 @@ def predict(
         raise typer.BadParameter("--query and --out belong together; got only one of them")
     if not query and save_task is None:
         raise typer.BadParameter("nothing to do: expected --query and --out, or --save-task")
-    if engine is not None:
-        given: dict[str, object] = {"--method": method, "--backbone": backbone, "--layers": layers}
-        given |= {"--weights": weights, "--size": size, "--option": option, "--refine": refine}
-        for flag, one in given.items():
-            if one is not None:
-                raise typer.BadParameter(f"{flag}: the --engine has its own; got {one}")
-        method = Manifest.read(engine).method
-    elif backend != "auto":
-        raise typer.BadParameter(f"--backend {backend} runs an --engine; got none")
+    given: dict[str, object] = {"--method": method, "--backbone": backbone, "--layers": layers}
+    given |= {"--weights": weights, "--size": size, "--option": option, "--refine": refine}
+    method = engine_method(engine, backend, given) or method
     if label is not None and clip is None:
         raise typer.BadParameter("--label needs --clip, the file of CLIP's weights")
     settings = PredictionSettings(
@@ -305,9 +299,7 @@ def _prepare(
     tasks = []
     for way in settings.ways:
         if way.task is not None:
-            loaded = Task.load(way.task)
-            model.check_task(loaded)
-            tasks.append(loaded.to(device))
+            tasks.append(load_task(model, way.task, device))
             continue
         shots = [read_shot(shot, model.point_width, settings.unsaid) for shot in way.shots]
         fitted = model.fit(shots, name=way.name or "object", mask_value=settings.value)
@@ -315,6 +307,13 @@ def _prepare(
             fitted.save(save_task)
         tasks.append(fitted)
     return model, tasks
+
+
+def load_task(model: Model, file: Path, device: str) -> Task:
+    """A saved task on the device; ValueError where it is of another model."""
+    task = Task.load(file)
+    model.check_task(task)
+    return task.to(device)
 
 
 def support_shots(
@@ -343,11 +342,6 @@ def support_shots(
     if len(files) % 2:
         raise typer.BadParameter(f"--support: expected images and masks, got {len(files)} files")
     return tuple(zip(files[::2], files[1::2], strict=True))
-
-
-def chosen_method(backbone: str | None, weights: str | None) -> str:
-    """The method where none is named: the one that needs nothing, or SSP for any backbone."""
-    return DEFAULT if backbone is None and weights is None else "ssp"
 
 
 def _unsaid(text: str | None) -> Unsaid | None:
@@ -381,38 +375,6 @@ def _ways(
     if not ways:
         raise typer.BadParameter("expected --support, --support-folder or --task, got none")
     return tuple(ways)
-
-
-def method_options(
-    written: Sequence[str], refine: bool | None
-) -> dict[str, bool | int | float | str]:
-    """Read NAME=VALUE pairs: true, false and numbers are what they look like, the rest is text."""
-    options: dict[str, bool | int | float | str] = {} if refine is None else {"refine": refine}
-    for pair in written:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise typer.BadParameter(f"--option: expected NAME=VALUE, got {pair!r}")
-        if name in options:
-            raise typer.BadParameter(f"--option: {name} is given twice")
-        options[name] = _value(text)
-    return options
-
-
-def _value(text: str) -> bool | int | float | str:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def check_device(device: str) -> None:
-    """Raise ValueError for a device that this machine does not have."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise expected("--device", "a device of this machine", f"{device!r} ({error})") from None
 
 
 def _check_save_task(save_task: Path | None, ways: Sequence[Way]) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fastfss.atomic import check_writable, remove_temporaries, write_text_atomically
+from fastfss.atomic import remove_temporaries, write_text_atomically
+from fastfss.cli.out_folder import lock_folder, made_writable
 from fastfss.cli.prediction_settings import differences
 from fastfss.cli.queries import assign_names
 from fastfss.errors import expected
@@ -68,7 +69,7 @@ class PredictionFolder:
         self._records: dict[str, Record] = {}
         self._outdated: list[str] = []
         self._journal: BufferedWriter | None = None
-        self._lock = _lock(_made_writable(path))
+        self._lock = lock_folder(made_writable(path), "fastfss predict")
         try:
             remove_temporaries(path)
             self._take_over()
@@ -268,33 +269,3 @@ def _read_journal(path: Path) -> tuple[Record, dict[str, Record]]:
             entries.append(entry)
     header = entries[0] if entries and "format" in entries[0] else {}
     return header, {entry["file"]: entry for entry in entries if "check" in entry}
-
-
-def _made_writable(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"--out '{path}': expected a folder, got a file") from None
-    except OSError as error:
-        raise type(error)(f"--out: cannot make '{path}' ({error.strerror})") from None
-    check_writable(path, "--out")
-    return path
-
-
-def _lock(path: Path) -> int:
-    """Keep a second run out of the folder; the lock ends with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:
-        # Windows locks no folders: there it is up to the user not to start two runs into one.
-        return os.open(os.devnull, os.O_RDONLY)
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        raise BlockingIOError(f"--out '{path}': another fastfss predict is writing there") from None
-    except OSError:
-        # Some network file systems have no locks.
-        pass
-    return folder

@@ -15,7 +15,16 @@ from typing import Any, Protocol
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as ShownTask
+from rich.text import Text
 from torch import Tensor
 
 from fastfss.annotation import SupportMask
@@ -105,7 +114,7 @@ def segment_queries(
                     result = model.predict(image, tasks)
                     seconds = time.perf_counter() - started
                 except Exception as error:
-                    if not _is_the_querys_own(error):
+                    if not is_the_querys_own(error):
                         raise
                     on_done(query, _named(error, query.path))
                     continue
@@ -136,12 +145,30 @@ def interruptions() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def progress_bar(console: Console) -> Progress:
-    """Return the progress bar; it shows once it is entered as a context."""
+class _RateColumn(ProgressColumn):
+    """How many are done a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: ShownTask) -> Text:
+        """What the column says now."""
+        return Text("" if task.speed is None else f"{task.speed:.3g} {self._unit}/s")
+
+
+def progress_bar(console: Console, unit: str | None = None) -> Progress:
+    """Return the progress bar; it shows once it is entered as a context.
+
+    Args:
+        console: where.
+        unit: of what the rate is shown; None shows none.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        *(() if unit is None else (_RateColumn(unit),)),
         TimeRemainingColumn(),
         console=console,
     )
@@ -187,7 +214,7 @@ def _write(query: PendingQuery, image: Tensor, result: Result, seconds: float) -
     return {"size": size, "seconds": round(seconds, 6), "ways": ways}
 
 
-def _is_the_querys_own(error: Exception) -> bool:
+def is_the_querys_own(error: Exception) -> bool:
     """Whether another query may fare better: bad input, or an image too large for the memory."""
     return (
         isinstance(error, ValueError | OSError | MemoryError | torch.OutOfMemoryError)

@@ -14,7 +14,13 @@ import torch
 import typer
 
 from fastfss.atomic import check_writable
-from fastfss.cli.making import chosen_click_model, chosen_video_method, made_model
+from fastfss.cli.making import (
+    check_device,
+    chosen_click_model,
+    chosen_video_method,
+    made_model,
+    method_options,
+)
 from fastfss.cli.options import (
     BackboneOption,
     DebugOption,
@@ -26,7 +32,6 @@ from fastfss.cli.options import (
     WeightsOption,
     layer_names,
 )
-from fastfss.cli.predict import check_device, method_options
 from fastfss.errors import import_extra
 from fastfss.methods import FewShotSegmenter
 

@@ -15,7 +15,13 @@ from rich.console import Console
 
 from fastfss.annotation import Annotation
 from fastfss.atomic import check_writable, write_text_atomically
-from fastfss.cli.making import chosen_click_model, chosen_video_method, made_model
+from fastfss.cli.making import (
+    check_device,
+    chosen_click_model,
+    chosen_video_method,
+    made_model,
+    method_options,
+)
 from fastfss.cli.marks import read_marks
 from fastfss.cli.options import (
     BackboneOption,
@@ -28,7 +34,7 @@ from fastfss.cli.options import (
     WeightsOption,
     layer_names,
 )
-from fastfss.cli.predict import check_device, method_options, support_shots
+from fastfss.cli.predict import support_shots
 from fastfss.cli.prediction_run import interruptions, progress_bar
 from fastfss.cli.prediction_settings import PredictionSettings, Way, differences, file_record
 from fastfss.errors import expected

@@ -7,8 +7,8 @@ import pytest
 
 import fastfss
 from fastfss.cli import main
+from fastfss.cli.making import method_options
 from fastfss.cli.options import repeat_flags
-from fastfss.cli.predict import method_options
 
 
 @pytest.mark.parametrize(
