@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,14 +65,18 @@ def read_training_state(path: Path, recipe: Recipe, episodes: str) -> dict[str, 
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    # Damaged bytes raise whatever the unpickler stumbles over: RuntimeError, EOFError, KeyError.
+    except Exception as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of a training")
-    if state["digest"] != recipe_digest(recipe):
-        changed = "; ".join(differences(deciding(recipe), state["recipe"]))
+    sampler, settings = state.get("sampler"), state.get("recipe")
+    if not isinstance(sampler, dict) or not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is a damaged checkpoint: without its sampler or recipe")
+    if state.get("digest") != recipe_digest(recipe):
+        changed = "; ".join(differences(deciding(recipe), settings))
         raise expected("recipe", f"that of {path}", f"another ({changed})")
-    if state["sampler"]["digest"] != episodes:
+    if sampler.get("digest") != episodes:
         came = "others (a class's images are not those of the checkpoint)"
         raise expected("data", f"the images of {path}", came)
     return state
