@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastfss.errors import expected
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in an OSError that names none, as errors of reading do, unlike those of opening.
+
+    Args:
+        path: the file that is read inside of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def read_text(path: Path, argument: str, *, encoding: str = "utf-8") -> str:
@@ -22,7 +39,8 @@ def read_text(path: Path, argument: str, *, encoding: str = "utf-8") -> str:
         ValueError: it is not UTF-8.
     """
     try:
-        return path.read_text(encoding=encoding)
+        with naming(path):
+            return path.read_text(encoding=encoding)
     except UnicodeDecodeError as error:
         raise expected(argument, "UTF-8 text", f"other bytes at {error.start}") from None
 

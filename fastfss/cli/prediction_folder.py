@@ -23,6 +23,7 @@ from fastfss.atomic import check_writable, remove_temporaries, write_text_atomic
 from fastfss.cli.prediction_settings import differences
 from fastfss.cli.queries import assign_names
 from fastfss.errors import expected
+from fastfss.reading import naming
 
 FORMAT = "fastfss-predictions-1"
 REPORT = "predictions.json"
@@ -262,7 +263,9 @@ def _line(value: Record) -> bytes:
 def _read_journal(path: Path) -> tuple[Record, dict[str, Record]]:
     """Return the header, and the records by file; a line torn by a kill is as if not there."""
     entries: list[Record] = []
-    for line in path.read_bytes().splitlines():
+    with naming(path):
+        lines = path.read_bytes().splitlines()
+    for line in lines:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):

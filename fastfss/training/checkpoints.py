@@ -44,11 +44,26 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(self.folder)  # of a process that was killed while it wrote
         path = self.folder / _NAME.format(step)
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        write_torch_file(path, state)
         for old in self.paths()[: -self.keep]:
             old.unlink()
         return path
+
+
+def write_torch_file(path: Path, value: object) -> None:
+    """Write a file of `torch.save` that is either whole or not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # A file of Python's: where torch opens it, a full disk is a RuntimeError without its reason.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read_training_state(path: Path, recipe: Recipe, episodes: str) -> dict[str, Any]:

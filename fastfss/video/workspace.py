@@ -22,7 +22,7 @@ from PIL import Image
 from fastfss.atomic import atomic_path, write_text_atomically
 from fastfss.data import read_image
 from fastfss.errors import expected
-from fastfss.reading import read_json, read_text
+from fastfss.reading import naming, read_json, read_text
 from fastfss.video.log import EventLog
 from fastfss.video.results import Results
 
@@ -123,7 +123,10 @@ def _write_lines(path: Path, lines: Iterator[str]) -> None:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace") as file:  # which is no JSON then
+    with (
+        naming(path),
+        path.open(encoding="utf-8", errors="replace") as file,
+    ):  # which is no JSON then
         yield from file
 
 

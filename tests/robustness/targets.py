@@ -25,6 +25,7 @@ from fastfss.engines import manifest as engine
 from fastfss.protocols.episode_lists import EpisodeList, ListedEpisode
 from fastfss.protocols.scribbles import read_scribbles
 from fastfss.training import load_recipe, recipe_from
+from fastfss.training.activations import read_map, write_map
 from fastfss.training.checkpoints import FORMAT, random_state, read_training_state
 from fastfss.training.recipe_files import deciding, recipe_digest
 from fastfss.video.coco import load_coco
@@ -167,6 +168,11 @@ def _training(folder: Path) -> Path:
 
 def _read_training(path: Path) -> None:
     read_training_state(path, _recipe(), "d")
+
+
+def _activations(folder: Path) -> Path:
+    write_map(folder / "a--0.pt", torch.linspace(0, 1, 30).view(5, 6))
+    return folder / "a--0.pt"
 
 
 def _recipe_file(folder: Path) -> Path:
@@ -396,6 +402,7 @@ TARGETS = {
     "pth-legacy": Target(_torch_weights(zipped=False), _read_weights),
     "task": Target(_task, _read_task, HEADER),
     "training": Target(_training, _read_training),
+    "activations": Target(_activations, lambda path: void(read_map(path))),
     "recipe": Target(_recipe_file, lambda path: void(load_recipe(path)), TOML, named=False),
     "manifest": Target(_manifest, _read_manifest, JSON),
     "video-about": Target(_session("session.json"), _read_session, JSON),
