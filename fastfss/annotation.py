@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Union, get_args
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fastfss.data import MaskLike
 from fastfss.errors import expected, expected_kind
+from fastfss.reading import parse_json
 
 UNSAID = 255
 
@@ -159,11 +161,11 @@ class Annotation:
     def from_json(text: str) -> Annotation:
         """Read what `to_json` wrote; ValueError for anything else."""
         try:
-            plain = json.loads(text)
+            plain = parse_json(text, "text")
             if plain["format"] != "fastfss-annotation-1":
                 raise ValueError(f"format {plain['format']!r}")
             return Annotation(tuple(_mark(one) for one in plain["marks"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise expected("annotation", "JSON of Annotation.to_json", str(error)) from None
 
     def _with(self, mark: Mark) -> Annotation:
@@ -287,9 +289,20 @@ def _mark(plain: dict[str, Any]) -> Mark:
     mask = None
     if "runs" in plain:
         values, lengths = zip(*plain["runs"], strict=True)
+        height, length = (operator.index(side) for side in plain["size"])
+        # Before they are unpacked: a few digits could ask for any amount of memory.
+        fits = min(height, length) > 0 and all(0 <= n <= height * length for n in lengths)
+        if not fits or sum(lengths) != height * length or not {*values} <= {0, 1, UNSAID}:
+            raise ValueError(f"runs of no mask of {height} x {length}")
         flat = np.repeat(np.array(values, dtype=np.uint8), lengths)
-        mask = torch.from_numpy(flat).view(tuple(plain["size"]))
-    return Mark(plain["kind"], bool(plain["positive"]), points, plain.get("width"), mask)
+        mask = torch.from_numpy(flat).view(height, length)
+    count = {"point": len(points) == 1, "box": len(points) == 2, "stroke": len(points) > 0}
+    if not count.get(plain["kind"], mask is not None and not points):
+        raise ValueError(f"a {plain['kind']} of {len(points)} points")
+    width = plain.get("width")
+    if width is not None and not (isinstance(width, int | float) and math.isfinite(width)):
+        raise ValueError(f"width {width!r}")
+    return Mark(plain["kind"], bool(plain["positive"]), points, _width(width), mask)
 
 
 # What `fit` takes beside an image.

@@ -45,9 +45,15 @@ def atomic_path(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator
             with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        # A full disk names no file, or the temporary one.
+        if isinstance(error, OSError) and str(error.filename or temporary) == str(temporary):
+            try:
+                error.filename = str(path)
+            except AttributeError:  # PyAV's cannot be changed
+                raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

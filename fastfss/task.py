@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastfss.errors import expected
+from fastfss.errors import CheckpointError, expected
+from fastfss.reading import parse_json
 from fastfss.weights import read_checkpoint, read_metadata, save_checkpoint
 
 FORMAT = "fastfss-task-1"
@@ -147,5 +148,15 @@ class Task:
                 "a task file written by Task.save",
                 f"{path} (a safetensors file of something else)",
             )
-        settings = json.loads(metadata.get("settings", "{}"))
-        return Task(metadata["method"], read_checkpoint(path), metadata["name"], settings)
+        settings = parse_json(metadata.get("settings", "{}"), f"settings of task {path}")
+        told = {"method", "name"} <= metadata.keys() and isinstance(settings, dict)
+        if not told or not all(isinstance(value, str) for value in settings.values()):
+            raise expected(
+                "path", "a whole task file", f"{path} (without method, name or settings)"
+            )
+        try:
+            return Task(metadata["method"], read_checkpoint(path), metadata["name"], settings)
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None

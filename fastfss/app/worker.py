@@ -86,6 +86,7 @@ class Worker:
         self._times: deque[float] = deque(maxlen=_TIMES)
         self._told = 0.0
         self._saved_events = len(session.history)
+        self._told_unsaved = -1
         self._focus: int | None = None
         self._latencies: deque[float] = deque(maxlen=200)
         self._thread = Thread(target=self._run, name="fastfss session", daemon=True)
@@ -282,12 +283,26 @@ class Worker:
             with suppress(*KNOWN_ERRORS):  # who asks for the frame is told
                 self.session.tracker.prepare_click(focus)
         elif len(self.session.history) != self._saved_events:
-            self._save()
+            try:
+                self._save()
+            except OSError as error:  # a full disk: tried again until it is saved
+                self._tell_unsaved(error)
 
     def _save(self) -> None:
-        self._saved_events = len(self.session.history)
+        events = len(self.session.history)
         if not isinstance(self.session.source, LiveSource):
             self.session.save(self._folder)
+        self._saved_events = events
+
+    def _tell_unsaved(self, error: OSError) -> None:
+        """Say once after each change that it is not saved."""
+        events = len(self.session.history)
+        if events == self._told_unsaved:
+            return
+        self._told_unsaved = events
+        _log.error("a session could not be saved in '%s': %s", self._folder, error)
+        for client in self._clients:
+            client.reply(error_message(None, f"not saved: {self._problem(error)}"))
 
     def _finish(self) -> None:
         try:

@@ -22,6 +22,7 @@ from fastfss.cli.prediction_settings import differences
 from fastfss.cli.queries import find_queries
 from fastfss.data import in_order, open_set, read_image
 from fastfss.errors import expected
+from fastfss.reading import read_json
 from fastfss.training.activations import published_name, read_map, write_map
 
 if TYPE_CHECKING:
@@ -189,10 +190,7 @@ def _check_record(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Refuse a folder whose maps were made with other settings."""
     path = out / RECORD
     if path.exists() and not overwrite:
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise expected(str(path), "what fastfss cam wrote", str(error)) from error
+        before = read_json(path, str(path))
         found = differences(before, settings)
         if found:
             raise expected(

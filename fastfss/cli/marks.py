@@ -8,6 +8,7 @@ from pathlib import Path
 from fastfss.annotation import Annotation, Unsaid, annotation_mask
 from fastfss.data import MaskLike, read_image
 from fastfss.errors import expected
+from fastfss.reading import naming
 from fastfss.text import Label
 
 ANNOTATION_SUFFIX = ".json"
@@ -87,7 +88,8 @@ def load_annotation(path: Path) -> Annotation:
         ValueError: it is something else; it is named.
     """
     try:
-        return Annotation.from_json(path.read_text(encoding="utf-8"))
+        with naming(path):
+            return Annotation.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of text that is not UTF-8, too
         raise ValueError(f"'{path}': {error}") from None
 

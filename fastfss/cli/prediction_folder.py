@@ -24,6 +24,7 @@ from fastfss.cli.out_folder import lock_folder, made_writable
 from fastfss.cli.prediction_settings import differences
 from fastfss.cli.queries import assign_names
 from fastfss.errors import expected
+from fastfss.reading import naming
 
 FORMAT = "fastfss-predictions-1"
 REPORT = "predictions.json"
@@ -189,12 +190,15 @@ class PredictionFolder:
         if not (self.path / JOURNAL).exists():
             return
         header, records = _read_journal(self.path / JOURNAL)
+        whole = header.get("format") == FORMAT and _is_header(header)
         if self._overwrite:
-            self._outdated = list(header.get("names", {}).values())
+            self._outdated = list(header["names"].values()) if whole else []
             return
-        if header.get("format") != FORMAT:
+        if not whole:
             wanted = f"a journal in the format {FORMAT}"
-            raise expected(f"--out '{self.path / JOURNAL}'", wanted, "another file")
+            alike = header.get("format") == FORMAT
+            came = "a damaged one; --overwrite begins anew" if alike else "another file"
+            raise expected(f"--out '{self.path / JOURNAL}'", wanted, came)
         # A run that came to nothing binds nobody to its settings.
         if records and (changes := differences(header["settings"], self._settings)):
             raise ValueError(
@@ -260,12 +264,42 @@ def _line(value: Record) -> bytes:
 def _read_journal(path: Path) -> tuple[Record, dict[str, Record]]:
     """Return the header, and the records by file; a line torn by a kill is as if not there."""
     entries: list[Record] = []
-    for line in path.read_bytes().splitlines():
+    with naming(path):
+        lines = path.read_bytes().splitlines()
+    for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
             entries.append(entry)
     header = entries[0] if entries and "format" in entries[0] else {}
-    return header, {entry["file"]: entry for entry in entries if "check" in entry}
+    return header, {entry["file"]: entry for entry in entries if _is_record(entry)}
+
+
+def _is_header(entry: Record) -> bool:
+    """Whether settings and names are there; no name leads out of the folder."""
+    names = entry.get("names")
+    return (
+        isinstance(entry.get("settings"), dict)
+        and isinstance(names, dict)
+        and all(map(_is_name, names.values()))
+        and len(set(names.values())) == len(names)
+    )
+
+
+def _is_record(entry: Record) -> bool:
+    """Whether a line has all that is read of it; one that was damaged is as if not there."""
+    check = entry.get("check")
+    numbers = ("bytes", "mtime_ns", "mask_bytes", "overlay_bytes")
+    return (
+        isinstance(check, dict)
+        and all(type(check.get(key)) is int for key in numbers)
+        and isinstance(entry.get("file"), str)
+        and "\0" not in entry["file"]
+        and _is_name(entry.get("name"))
+    )
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")

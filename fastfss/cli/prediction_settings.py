@@ -135,7 +135,7 @@ def _shown(value: Any) -> str:
         return str(value.get("file", "another kind"))
     if isinstance(value, list):
         files = any(isinstance(entry, dict) for entry in value)
-        return f"{len(value)} of them" if files else ",".join(value)
+        return f"{len(value)} of them" if files else ",".join(map(str, value))
     return "not given" if value is None else str(value)
 
 

@@ -39,6 +39,7 @@ from fastfss.cli.prediction_run import interruptions, progress_bar
 from fastfss.cli.prediction_settings import PredictionSettings, Way, differences, file_record
 from fastfss.errors import expected
 from fastfss.interactive.refinement import RefinementName
+from fastfss.reading import read_json
 from fastfss.video import VideoSession, keep_freed_memory
 from fastfss.video.export import ExportFormat
 from fastfss.video.label_files import read_labels
@@ -170,7 +171,7 @@ def _session(
 ) -> VideoSession:
     folder, path = out / "session", out / "session" / "command.json"
     if path.exists() and not overwrite:
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), record)
+        changed = differences(read_json(path, f"--out '{path}'"), record)
         if changed:
             raise expected("--out", "the folder of this same command, or --overwrite", changed[0])
     elif out.exists() and any(out.iterdir()) and not overwrite:

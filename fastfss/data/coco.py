@@ -135,10 +135,15 @@ class OverlappingMasks(MaskSet):
         with path.open("rb") as file:
             start = 0
             for line in file:
-                entry = json.loads(line)
-                pixels = {int(number): count for number, count in entry["pixels"].items()}
-                image = root / images / f"{entry['name']}.jpg"
-                height, width = entry["size"]
+                try:
+                    entry = json.loads(line)
+                    pixels = {int(number): int(n) for number, n in entry["pixels"].items()}
+                    image = root / images / f"{entry['name']}.jpg"
+                    height, width = map(int, entry["size"])
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    wanted = "a line an image, as fastfss data prepare writes it"
+                    came = f"another at line {len(items) + 1} ({error})"
+                    raise expected(f"'{path}'", wanted, came) from None
                 items.append(Item(entry["name"], image, path, pixels, (height, width)))
                 self._starts.append(start)
                 start += len(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from fastfss.data.images import read_image
 from fastfss.data.index import Pair, Progress, Scanned, read_labels, read_pair, scan
 from fastfss.data.sets import IGNORE, MOST_CLASSES, Item, MaskSet
 from fastfss.errors import expected
+from fastfss.reading import read_json, read_text
 
 _NAMELESS = "object"
 
@@ -95,10 +95,7 @@ class LabelMapFolder(MaskSet):
     def _read_listed(self, path: Path) -> frozenset[tuple[int, int]] | None:
         if not path.exists():
             return None
-        try:
-            listed = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise expected(f"'{path}'", "JSON", str(error)) from None
+        listed = read_json(path, f"'{path}'")
         if not isinstance(listed, dict) or not all(isinstance(v, list) for v in listed.values()):
             raise expected(f"'{path}'", "an object: class name -> names of images", "another kind")
         ids = {name: number for number, name in self.classes.items()}
@@ -108,7 +105,7 @@ class LabelMapFolder(MaskSet):
             if name not in ids:
                 raise expected(f"'{path}'", "names of classes.txt", repr(name))
             for image in images:
-                if image not in places:
+                if not isinstance(image, str) or image not in places:
                     raise expected(f"'{path}' class {name!r}", "names of images", repr(image))
                 offered.add((places[image], ids[name]))
         return frozenset(offered)
@@ -183,7 +180,8 @@ def read_classes(path: Path) -> dict[int, str]:
     Raises:
         ValueError: no classes, too many, a number twice, or numbers on some lines only.
     """
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    text = read_text(path, f"'{path}'", encoding="utf-8-sig")
+    lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     stated = [line.partition(" ") for line in lines]
     numbered = [first.isdigit() for first, _, _ in stated]

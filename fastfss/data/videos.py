@@ -19,6 +19,7 @@ from torch import Tensor
 from fastfss.data.index import read_labels, read_rgb
 from fastfss.data.pixels import decoding
 from fastfss.errors import expected
+from fastfss.reading import read_text
 
 _PLACES = ("DAVIS", ".")
 _YEARS = {2016: ("train", "val"), 2017: ("train", "val", "test-dev", "test-challenge")}
@@ -154,7 +155,7 @@ def read_davis_list(folder: Path, part: str, year: int, resolution: str = "480p"
     if not path.is_file():
         raise FileNotFoundError(f"'{sets / str(year) / f'{part}.txt'}': no such list")
     names = []
-    for line in path.read_text(encoding="utf-8-sig").split("\n"):
+    for line in read_text(path, f"'{path}'", encoding="utf-8-sig").split("\n"):
         words = line.split()
         if not words:
             continue

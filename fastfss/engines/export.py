@@ -357,6 +357,8 @@ def _folder(out: Path, overwrite: bool) -> Iterator[Path]:
             folder.rename(out)
         except OSError:
             _refuse(out, overwrite=False)  # another process was first
+            if old.exists():
+                old.rename(out)
             raise
         shutil.rmtree(old, ignore_errors=True)
     finally:

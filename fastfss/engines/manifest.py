@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +16,11 @@ from torch import Tensor
 from fastfss.atomic import write_text_atomically
 from fastfss.encoders import Encoder
 from fastfss.encoders.base import Normalization
+from fastfss.engines.manifest_json import built
 from fastfss.errors import expected
 from fastfss.methods.frames import Frame, FrameSize
 from fastfss.methods.guided_parts import Grid
+from fastfss.reading import read_json
 from fastfss.task import Task
 
 FORMAT = "fastfss-engine-1"
@@ -333,11 +333,15 @@ class Manifest:
                 f"{folder}: expected an engine folder of fastfss export, found no {MANIFEST}"
             )
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path, str(path))
             if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
                 raise EngineError(f"{path}: expected the manifest of an engine ({FORMAT})")
-            manifest = _built(Manifest, found)
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            manifest = built(Manifest, found)
+            if fault := _fault(manifest):
+                raise TypeError(fault)
+        except EngineError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
             raise EngineError(f"{path}: damaged ({' '.join(str(error).split())})") from error
         if digests:
             for graph in (manifest.encode, manifest.match):
@@ -373,30 +377,18 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-Built = TypeVar("Built")
-
-
-def _built(kind: type[Built], found: Mapping[str, Any]) -> Built:
-    """A dataclass of what JSON keeps of it; KeyError or TypeError where it does not fit."""
-    hints = typing.get_type_hints(kind)
-    names = {one.name for one in fields(kind)}  # type: ignore[arg-type]
-    if found.keys() != names:
-        raise KeyError(f"{kind.__name__} of {', '.join(sorted(names ^ found.keys()))}")
-    return kind(**{name: _value(hints[name], found[name]) for name in names})
-
-
-def _value(hint: Any, value: Any) -> Any:
-    if isinstance(hint, types.UnionType) and type(None) in get_args(hint):
-        if value is None:
-            return None
-        kinds = [one for one in get_args(hint) if one is not type(None)]
-        lists = [one for one in kinds if typing.get_origin(one) is tuple]
-        hint = lists[0] if isinstance(value, list) and lists else kinds[0]
-    if is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise TypeError(f"expected an object of {hint.__name__}, got {value!r}")
-        return _built(hint, value)
-    if typing.get_origin(hint) is tuple:
-        inner = get_args(hint)[0]
-        return tuple(_value(inner, one) for one in value)
-    return value
+def _fault(manifest: Manifest) -> str:
+    """What is wrong with a manifest whose fields are of the right kinds; empty if nothing."""
+    graphs = (manifest.encode, manifest.match)
+    specs = [*manifest.task, *(spec for one in graphs for spec in (*one.inputs, *one.outputs))]
+    for spec in specs:
+        if not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
+            return f"{spec.name} of dtype {spec.dtype!r}"
+    for graph in graphs:
+        if graph.file != Path(graph.file).name:
+            return f"a graph {graph.file!r}"
+    for name, count in (("shots", manifest.shots), ("ways", manifest.ways)):
+        if count < 1:
+            return f"{count} {name}"
+    missing = {"encoder", "layers", "weights"} - manifest.settings.keys()
+    return f"settings without {', '.join(sorted(missing))}" if missing else ""

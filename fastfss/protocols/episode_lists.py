@@ -31,6 +31,7 @@ from fastfss.protocols.hsnet_episodes import (
 )
 from fastfss.protocols.own_episodes import PFENET_WORKERS, pfenet_episodes, ssp_episodes
 from fastfss.protocols.protocol import Protocol
+from fastfss.reading import read_json
 
 FORMAT = "fastfss-episodes-1"
 # What the protocol "classes" draws for each class, and sets without a published number get in all.
@@ -87,7 +88,7 @@ class EpisodeList:
             ValueError: another file, or a list of other images.
         """
         try:
-            plain = json.loads(Path(path).read_text())
+            plain = read_json(Path(path), "its text")
             if not isinstance(plain, dict) or plain.get("format") != FORMAT:
                 raise ValueError("another kind of file")
             episodes = tuple(
@@ -97,6 +98,8 @@ class EpisodeList:
             found = EpisodeList(
                 plain["set"], plain["set_digest"], tuple(plain["classes"]), episodes
             )
+            if not all(type(number) is int for number in found.classes):
+                raise ValueError("classes that are not whole numbers")
         except (KeyError, TypeError, ValueError) as error:
             raise expected(f"episodes '{path}'", "a list that fastfss wrote", str(error)) from None
         if found.set_digest != images.digest:

@@ -5,7 +5,6 @@ Caelles et al., "The 2018 DAVIS Challenge on Video Object Segmentation", arXiv 1
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastfss.errors import expected, import_extra
+from fastfss.reading import read_json
 
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.integer[Any]]
@@ -58,7 +58,7 @@ def read_scribbles(path: str | Path) -> list[Scribble]:
     """
     path = Path(path)
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json(path, "its text")
         found = [
             Scribble(frame, int(one["object_id"]), np.array(one["path"], dtype=np.float64))
             for frame, drawn in enumerate(plain["scribbles"])
@@ -67,7 +67,7 @@ def read_scribbles(path: str | Path) -> list[Scribble]:
         for one in found:
             if one.path.ndim != 2 or one.path.shape[1] != 2 or not np.isfinite(one.path).all():
                 raise expected("path", "pairs of finite numbers", str(one.path.shape))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise expected(f"'{path}'", "scribbles as DAVIS has them", str(error)) from None
     return found
 

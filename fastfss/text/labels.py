@@ -15,6 +15,7 @@ from torch import Tensor
 from fastfss.data.coco import COCO_CLASSES
 from fastfss.data.pascal import PASCAL_CLASSES
 from fastfss.errors import expected, expected_kind
+from fastfss.reading import read_text
 from fastfss.text.cam import MAP_SIZE, TEMPLATE, class_features, class_maps
 from fastfss.text.clip import ClipTower, centre_square, load_tower, whole_square
 
@@ -217,7 +218,7 @@ def label_names(others: str, argument: str = "--others") -> tuple[str, ...]:
     path = Path(others)
     if not path.is_file():
         raise expected(argument, "coco, pascal, or a file of one name a line", repr(others))
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [line.strip() for line in read_text(path, f"{argument} '{others}'").splitlines()]
     if not any(names):
         raise expected(f"{argument} '{others}'", "at least one name", "none")
     return tuple(name for name in names if name)

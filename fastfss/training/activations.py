@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from fastfss.data.sets import Item
 from fastfss.errors import expected
+from fastfss.reading import naming
+from fastfss.training.checkpoints import write_torch_file
 
 
 class ActivationMaps:
@@ -71,7 +72,7 @@ def published_name(kind: str, item: Item, cls: int) -> str:
 
 def write_map(path: Path, activation: Tensor) -> None:
     """Write a map (h, w) as published: a bare tensor by torch.save."""
-    torch.save(activation.detach().cpu().float().clone(), path)
+    write_torch_file(path, activation.detach().cpu().float().clone())
 
 
 def read_map(path: Path) -> Tensor:
@@ -81,8 +82,11 @@ def read_map(path: Path) -> Tensor:
         ValueError: a file of something else.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        with naming(path):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of damaged bytes: whatever the unpickler stumbles over
         raise expected(str(path), "a map saved by torch", f"an error: {error}") from error
     if not isinstance(found, Tensor) or found.ndim != 2 or not found.is_floating_point():
         came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,11 +44,26 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(self.folder)  # of a process that was killed while it wrote
         path = self.folder / _NAME.format(step)
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        write_torch_file(path, state)
         for old in self.paths()[: -self.keep]:
             old.unlink()
         return path
+
+
+def write_torch_file(path: Path, value: object) -> None:
+    """Write a file of `torch.save` that is either whole or not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # A file of Python's: where torch opens it, a full disk is a RuntimeError without its reason.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read_training_state(path: Path, recipe: Recipe, episodes: str) -> dict[str, Any]:
@@ -66,14 +80,18 @@ def read_training_state(path: Path, recipe: Recipe, episodes: str) -> dict[str, 
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    # Damaged bytes raise whatever the unpickler stumbles over: RuntimeError, EOFError, KeyError.
+    except Exception as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of a training")
-    if state["digest"] != recipe_digest(recipe):
-        changed = "; ".join(differences(deciding(recipe), state["recipe"]))
+    sampler, settings = state.get("sampler"), state.get("recipe")
+    if not isinstance(sampler, dict) or not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is a damaged checkpoint: without its sampler or recipe")
+    if state.get("digest") != recipe_digest(recipe):
+        changed = "; ".join(differences(deciding(recipe), settings))
         raise expected("recipe", f"that of {path}", f"another ({changed})")
-    if state["sampler"]["digest"] != episodes:
+    if sampler.get("digest") != episodes:
         came = "others (a class's images are not those of the checkpoint)"
         raise expected("data", f"the images of {path}", came)
     return state

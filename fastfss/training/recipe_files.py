@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastfss.errors import expected, expected_kind
+from fastfss.reading import read_text
 from fastfss.training.recipe import Recipe
 
 if sys.version_info >= (3, 11):
@@ -123,7 +124,7 @@ def _table(source: str | Path, beside: Path, above: tuple[str, ...] = ()) -> dic
     if str(source) in own:
         text = own[str(source)]
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, f"recipe {source}")
     else:
         near = difflib.get_close_matches(str(source), own, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -133,7 +134,7 @@ def _table(source: str | Path, beside: Path, above: tuple[str, ...] = ()) -> dic
         )
     try:
         table: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise expected(f"recipe {source}", "TOML", f"an error: {error}") from error
     base = table.pop("base", None)
     if base is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastfss.errors import expected, import_extra
+from fastfss.reading import read_json
 from fastfss.video.rle import from_coco_rle
 
 if TYPE_CHECKING:
@@ -40,13 +40,10 @@ def load_coco(session: VideoSession, path: str | Path) -> list[int]:
         ValueError: something else, or masks of another size; the file is named, nothing changed.
     """
     path = Path(path)
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise expected(f"'{path}'", "JSON", str(error)) from None
+    plain = read_json(path, f"'{path}'")
     try:
         names, masks = _masks_of(session, plain)
-    except (KeyError, TypeError, AttributeError, IndexError):
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
         wanted = "images or videos, annotations and categories, as in COCO"
         raise expected(f"'{path}'", wanted, "others") from None
     except ValueError as error:

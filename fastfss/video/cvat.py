@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from fastfss.atomic import write_text_atomically
 from fastfss.errors import expected
+from fastfss.reading import naming
 from fastfss.video.coco import add_named_masks
 from fastfss.video.rle import mask_of_lengths, run_lengths
 
@@ -84,7 +85,8 @@ def load_cvat(session: VideoSession, path: str | Path) -> list[int]:
 def _root(path: Path) -> ElementTree.Element:
     if path.stat().st_size > _MOST_BYTES:
         raise expected(f"'{path}'", f"at most {_MOST_BYTES} bytes", str(path.stat().st_size))
-    data = path.read_bytes()
+    with naming(path):
+        data = path.read_bytes()
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # entities can be made to fill the memory
         raise expected(f"'{path}'", "CVAT's XML", "a document type")
     try:

@@ -57,16 +57,18 @@ class Event:
         try:
             if plain["kind"] not in get_args(EventKind):
                 raise ValueError(f"kind {plain['kind']!r}")
-            frame, number = plain.get("frame"), plain.get("object")
+            frame, number, data = plain.get("frame"), plain.get("object"), plain.get("data", {})
+            if plain["kind"] == "stop":
+                int(data["of"]), int(data["done"])
             return Event(
                 int(plain["seq"]),
                 plain["kind"],
                 int(plain["parent"]),
                 None if frame is None else int(frame),
                 None if number is None else int(number),
-                dict(plain.get("data", {})),
+                dict(data),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise expected("event", "an event of a session", str(error)) from None
 
 
@@ -214,7 +216,7 @@ class EventLog:
         for number, line in enumerate(lines, start=1):
             try:
                 event = Event.from_dict(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if number == len(lines) and isinstance(error, json.JSONDecodeError):
                     break
                 raise ValueError(f"line {number} of the log: {error}") from None

@@ -69,7 +69,18 @@ class SessionState:
         return found
 
     def after(self, event: Event) -> SessionState:
-        """The state after one more event."""
+        """The state after one more event.
+
+        Raises:
+            ValueError: an event without what its kind needs.
+        """
+        try:
+            return self._after(event)
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            came = f"event {event.seq} without it ({error})"
+            raise expected(event.kind, "all that its kind needs", came) from None
+
+    def _after(self, event: Event) -> SessionState:
         data, number, frame = event.data, event.object, event.frame
         if event.kind == "object" and number is not None:
             return replace(self, objects={**self.objects, number: str(data["name"])})
@@ -123,11 +134,7 @@ def fold(events: Iterable[Event]) -> SessionState:
     """
     state = SessionState()
     for event in events:
-        try:
-            state = state.after(event)
-        except (KeyError, TypeError, AttributeError) as error:
-            came = f"event {event.seq} without it ({error})"
-            raise expected(event.kind, "all that its kind needs", came) from None
+        state = state.after(event)
     return state
 
 

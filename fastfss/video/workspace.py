@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from PIL import Image
 from fastfss.atomic import atomic_path, write_text_atomically
 from fastfss.data import read_image
 from fastfss.errors import expected
+from fastfss.reading import naming, read_json, read_text
 from fastfss.video.log import EventLog
 from fastfss.video.results import Results
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from fastfss.video.session import VideoSession
 
 FORMAT = "fastfss-video-1"
+_DAMAGE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 _SESSION, _EVENTS, _RESULTS, _IMAGES = "session.json", "events.jsonl", "results.jsonl", "images"
 
 
@@ -65,29 +68,35 @@ def load(session: VideoSession, folder: Path) -> bool:
         if about.get(key) != value:
             wanted = f"a session with {key} {json.dumps(value)}"
             raise expected(f"workspace '{path}'", wanted, json.dumps(about.get(key)))
-    lines = (folder / _EVENTS).read_text(encoding="utf-8").splitlines()
+    events = folder / _EVENTS
+    lines = read_text(events, f"'{events}'").splitlines()
     try:
         log = EventLog.from_lines(lines)
     except ValueError as error:
-        raise ValueError(f"'{folder / _EVENTS}': {error}") from None
+        raise ValueError(f"'{events}': {error}") from None
     results = Results(session.size)
     for number, line in enumerate(_lines(folder / _RESULTS), start=1):
         try:
             frame, seq, packed, objects, confidence = json.loads(line)
             if seq > len(log):
                 continue
+            if frame not in range(session.count) or not all(type(n) is int for n in objects):
+                raise ValueError(f"frame {frame} with objects {objects}")
             sure = {int(n): float(value) for n, value in confidence.items()}
             results.add_row(int(frame), int(seq), base64.b64decode(packed), tuple(objects), sure)
-        except (ValueError, TypeError, AttributeError, OSError) as error:
+        except (*_DAMAGE, zlib.error) as error:
             raise ValueError(f"'{folder / _RESULTS}', line {number}: {error}") from None
     images = {}
     for event in log.events:
         name = event.data.get("image") if event.kind == "support" else None
         if name is not None:
             if not str(name).startswith("support-") or "/" in name or "\\" in name:
-                raise expected(f"'{folder / _EVENTS}'", "names of images", repr(name))
+                raise expected(f"'{events}'", "names of images", repr(name))
             images[str(name)] = read_image(folder / _IMAGES / f"{name}.png", argument="support")
-    session.restore(log, results, images)
+    try:
+        session.restore(log, results, images)
+    except ValueError as error:
+        raise ValueError(f"'{events}': {error}") from None
     return True
 
 
@@ -114,13 +123,16 @@ def _write_lines(path: Path, lines: Iterator[str]) -> None:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with (
+        naming(path),
+        path.open(encoding="utf-8", errors="replace") as file,
+    ):  # which is no JSON then
         yield from file
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json(path, "its text")
         if plain["format"] != FORMAT:
             raise expected("format", FORMAT, repr(plain["format"]))
     except (KeyError, TypeError, ValueError) as error:

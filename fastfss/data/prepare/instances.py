@@ -15,6 +15,7 @@ from typing import Any
 
 from fastfss.data.coco import CATEGORIES
 from fastfss.errors import expected, import_extra
+from fastfss.reading import read_text
 
 # What is wanted of an annotation besides its image.
 _FIELDS = frozenset({"category_id", "segmentation"})
@@ -58,7 +59,7 @@ def image_names(path: Path) -> tuple[list[str], list[str]]:
         FileNotFoundError: there is no such file.
         ValueError: damaged JSON, or another kind of file.
     """
-    images, annotated = _images(path.read_text(encoding="utf-8"), path)
+    images, annotated = _images(read_text(path, f"'{path}'"), path)
     names = sorted(images[number].name for number in annotated)
     return sorted(one.name for one in images.values()), names
 
@@ -79,7 +80,7 @@ def read_instances(path: Path, names: Container[str]) -> list[Annotated]:
         MissingExtraError: pycocotools is missing.
     """
     coder: Any = import_extra("pycocotools.mask", extra="data", purpose="Making COCO's masks")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, f"'{path}'")
     # Twice, because nothing says that images come before annotations.
     images, _ = _images(text, path)
     classes = {category: number for number, category in CATEGORIES.items()}
