@@ -48,12 +48,13 @@ def atomic_path(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        # A full disk names no file, or the temporary one.
-        if isinstance(error, OSError) and str(error.filename or temporary) == str(temporary):
-            try:
-                error.filename = str(path)
-            except AttributeError:  # PyAV's cannot be changed
-                raise OSError(error.errno, error.strerror, str(path)) from error
+        # A full disk names no file, or the temporary one. What is text alone stays as it is.
+        if isinstance(error, OSError) and error.errno is not None:
+            if str(error.filename or temporary) == str(temporary):
+                try:
+                    error.filename = str(path)
+                except AttributeError:  # PyAV's cannot be changed
+                    raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
