@@ -49,12 +49,11 @@ def atomic_path(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator
         with suppress(OSError):
             temporary.unlink()
         # A full disk names no file, or the temporary one. What is text alone stays as it is.
-        if isinstance(error, OSError) and error.errno is not None:
-            if str(error.filename or temporary) == str(temporary):
-                try:
-                    error.filename = str(path)
-                except AttributeError:  # PyAV's cannot be changed
-                    raise OSError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            try:
+                error.filename = str(path)
+            except AttributeError:  # PyAV's cannot be changed
+                raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
