@@ -37,6 +37,11 @@ CONFIGS_GATHERED = [
     Config(128, 16, 64, warps=4, stages=2),
     Config(256, 16, 32, warps=8, stages=2),
 ]
+# Four warps would spill.
+CONFIGS_GATHERED_FLOAT32 = [
+    Config(128, 16, 32, warps=8, stages=2),
+    Config(64, 16, 32, warps=4, stages=2),
+]
 
 # Channels that a step of `_convolve` takes at least; others are gathered.
 LEAST_DEPTH = 16
@@ -226,12 +231,12 @@ class Programs(Blocks):
     def of(cls, x: Tensor, out: Tensor) -> Programs:
         """For the input and the output of `forward`."""
         _, ha, wa, hc, wc, _ = out.shape
-        gathered = x.shape[-1] % LEAST_DEPTH != 0
+        gathered, wide = x.shape[-1] % LEAST_DEPTH != 0, x.itemsize == 4
         if gathered:
-            config = choose("center_pivot_conv4d_gathered", CONFIGS_GATHERED)
+            configs = CONFIGS_GATHERED_FLOAT32 if wide else CONFIGS_GATHERED
+            config = choose("center_pivot_conv4d_gathered", configs)
             parts, part_rows = 1, ha * wa * hc * wc
         else:
-            wide = x.itemsize == 4
             config = choose("center_pivot_conv4d", CONFIGS_FLOAT32 if wide else CONFIGS)
             parts, part_rows = hc * wc, ha * wa
         part_blocks = cdiv(part_rows, config.rows)

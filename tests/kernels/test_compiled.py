@@ -219,7 +219,10 @@ def test_every_configuration_fits(dtype, arch):
             pivot,
             convolution.CONFIGS_FLOAT32 if wide else convolution.CONFIGS,
         ),
-        "center_pivot_conv4d_gathered": (pivot, convolution.CONFIGS_GATHERED),
+        "center_pivot_conv4d_gathered": (
+            pivot,
+            convolution.CONFIGS_GATHERED_FLOAT32 if wide else convolution.CONFIGS_GATHERED,
+        ),
         "dense_correlation": (
             correlation,
             dense_correlation.CONFIGS_FLOAT32 if wide else dense_correlation.CONFIGS,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -272,11 +272,11 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
     whole = run(tiny_recipe(shapes), tmp_path / "whole")
     save = torch.save
 
-    def half(state: dict[str, Any], path: Path) -> None:
+    def half(state: dict[str, Any], file: BinaryIO) -> None:
         if state["step"] < 4:
-            save(state, path)
+            save(state, file)
             return
-        path.write_bytes(b"half of a file")
+        file.write(b"half of a file")
         raise Killed
 
     with monkeypatch.context() as patch:
