@@ -3,8 +3,8 @@
     p = softmax(background, foreground);  chosen = p > limit, or the `fallback` largest p where no
     position of the item is above
 
-A program holds the probabilities of one item and one class. PyTorch's ten kernels, a top-k among
-them, take as long at batch 1 as all of SSP's other small ones.
+A program holds the probabilities of one item and one class, where PyTorch takes ten kernels, a
+top-k among them.
 """
 
 from __future__ import annotations

@@ -28,9 +28,15 @@ def _plain(*tensors: Tensor) -> bool:
     return not torch.is_autocast_enabled(tensors[0].device.type)
 
 
+def _replaceable(conv: nn.Conv2d) -> bool:
+    """Whether a call is the convolution alone: no steps of a subclass, no hook to see it."""
+    return type(conv).forward is nn.Conv2d.forward and not _hooked(conv)
+
+
 def _by_cudnn(x: Tensor, conv: nn.Conv2d) -> bool:
     return (
         x.is_cuda
+        and _replaceable(conv)
         and torch.version.hip is None
         and torch.backends.cudnn.enabled
         and x.dtype == conv.weight.dtype
@@ -50,7 +56,7 @@ def convolution(
     relu: bool = False,
 ) -> Tensor:  # (B, D, h', w')
     """relu(conv(x) + add), in one kernel where cuDNN or cuBLAS has it."""
-    if x.is_cuda and _by_cudnn(x, conv):
+    if _by_cudnn(x, conv):
         assert not isinstance(conv.padding, str)
         weight, bias, groups = conv.weight, conv.bias, conv.groups
         where = conv.stride, conv.padding, conv.dilation
@@ -182,11 +188,11 @@ def run(modules: list[nn.Module], x: Tensor) -> Tensor:
         for module in modules:
             x = module(x)
         return x
-    steps = list(_flat(modules))
+    steps = _flat(modules)
     at = 0
     while at < len(steps):
         module, at = steps[at], at + 1
-        if type(module) is nn.MaxPool2d:
+        if type(module) is nn.MaxPool2d and not _hooked(module):
             x = max_pool(x, module)
         elif isinstance(module, nn.Conv2d) and not _hooked(module):
             relu = at < len(steps) and type(steps[at]) is nn.ReLU and not _hooked(steps[at])
