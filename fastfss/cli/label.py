@@ -23,8 +23,12 @@ from fastfss.cli.making import check_device, chosen_method, engine_method, metho
 from fastfss.cli.options import (
     BackboneOption,
     DebugOption,
+    EngineOption,
     LayersOption,
+    LongerSideOption,
     MethodOptions,
+    OverwriteOption,
+    RefineOption,
     WeightsOption,
     layer_names,
 )
@@ -78,20 +82,10 @@ def label(
     backbone: BackboneOption = None,
     layers: LayersOption = None,
     weights: WeightsOption = None,
-    size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Bring the longer side to this many pixels; else the method's."),
-    ] = None,
-    refine: Annotated[
-        bool | None, typer.Option("--refine/--no-refine", help="The method's refinement pass.")
-    ] = None,
+    size: LongerSideOption = None,
+    refine: RefineOption = None,
     option: MethodOptions = None,
-    engine: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Of fastfss export, in place of method, backbone, weights and size."
-        ),
-    ] = None,
+    engine: EngineOption = None,
     backend: Annotated[
         str,
         typer.Option(metavar="|".join(["auto", *list_backends()]), help="What runs the engine."),
@@ -107,9 +101,7 @@ def label(
             help="Run on a Ray cluster (fastfss[ray]); --images and --out on a shared disk.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew in a folder that holds results.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Label any number of images with saved tasks, on all cores or GPUs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,22 @@ MethodOptions = Annotated[
     typer.Option(
         metavar="NAME=VALUE", help="An option of the method, as in docs/methods.md; repeatable."
     ),
+]
+LongerSideOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Bring the longer side to this many pixels; else the method's."),
+]
+RefineOption = Annotated[
+    bool | None, typer.Option("--refine/--no-refine", help="The method's refinement pass.")
+]
+EngineOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Of fastfss export, in place of method, backbone, weights and size."
+    ),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Begin anew in a folder that holds results.")
 ]
 ShorterSideOption = Annotated[
     int, typer.Option(min=32, help="Pixels of the shorter side as the model sees frames.")

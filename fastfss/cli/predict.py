@@ -19,8 +19,12 @@ from fastfss.cli.options import (
     BackboneOption,
     DebugOption,
     DeviceOption,
+    EngineOption,
     LayersOption,
+    LongerSideOption,
     MethodOptions,
+    OverwriteOption,
+    RefineOption,
     ThreadsOption,
     WeightsOption,
     layer_names,
@@ -162,29 +166,17 @@ def predict(
     backbone: BackboneOption = None,
     layers: LayersOption = None,
     weights: WeightsOption = None,
-    size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Bring the longer side to this many pixels; else the method's."),
-    ] = None,
-    refine: Annotated[
-        bool | None, typer.Option("--refine/--no-refine", help="The method's refinement pass.")
-    ] = None,
+    size: LongerSideOption = None,
+    refine: RefineOption = None,
     option: MethodOptions = None,
-    engine: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Of fastfss export, in place of method, backbone, weights and size."
-        ),
-    ] = None,
+    engine: EngineOption = None,
     backend: Annotated[
         str,
         typer.Option(metavar="|".join(["auto", *list_backends()]), help="What runs the engine."),
     ] = "auto",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew in a folder that holds results.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Segment images after a few annotated examples.

@@ -29,6 +29,7 @@ from fastfss.cli.options import (
     DeviceOption,
     LayersOption,
     MethodOptions,
+    OverwriteOption,
     ShorterSideOption,
     ThreadsOption,
     WeightsOption,
@@ -110,9 +111,7 @@ def video(
     ] = "none",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew in a folder that holds results.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Follow objects through a video from masks, clicks or boxes on one frame.
