@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 
+_cache = ""
+
+
 def pytest_configure() -> None:
-    """Ctrl-C reaches the programs that tests start, also from a shell's background."""
+    """A cache of the tests' own; Ctrl-C reaches the programs they start, also in the background."""
+    global _cache
+    _cache = tempfile.mkdtemp(prefix="fastfss-tests-")
+    os.environ["FASTFSS_CACHE"] = _cache
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # which they would inherit
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """The cache goes."""
+    shutil.rmtree(_cache, ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
@@ -19,9 +20,17 @@ from fastfss.cli.label_images import find_label_images
 from fastfss.cli.label_ray import run_on_cluster
 from fastfss.cli.label_shard import LabelJob, Outcome, Shard
 from fastfss.cli.label_workers import Watch, core_count, run_here, worker_devices
-from fastfss.cli.making import check_device, chosen_method, engine_method, method_options
+from fastfss.cli.making import (
+    MANY,
+    check_device,
+    chosen_method,
+    engine_method,
+    method_options,
+    prepare_encoder,
+)
 from fastfss.cli.options import (
     BackboneOption,
+    BackendOption,
     DebugOption,
     EngineOption,
     LayersOption,
@@ -32,9 +41,10 @@ from fastfss.cli.options import (
     WeightsOption,
     layer_names,
 )
+from fastfss.cli.predict import build_model
 from fastfss.cli.prediction_run import progress_bar
 from fastfss.cli.prediction_settings import PredictionSettings, Way
-from fastfss.engines import list_backends
+from fastfss.methods import FewShotSegmenter
 from fastfss.task import Task
 
 _FAILED, _INTERRUPTED = 1, 130
@@ -86,10 +96,7 @@ def label(
     refine: RefineOption = None,
     option: MethodOptions = None,
     engine: EngineOption = None,
-    backend: Annotated[
-        str,
-        typer.Option(metavar="|".join(["auto", *list_backends()]), help="What runs the engine."),
-    ] = "auto",
+    backend: BackendOption = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|cuda:1", help="cuda: one worker a GPU.")
@@ -137,10 +144,14 @@ def label(
     for image in found:
         if Path(image.path).is_relative_to(outside):
             raise typer.BadParameter(f"--out: expected a folder without --images, got '{out}'")
-    job = LabelJob(outside, chosen, settings, backend, threads)
     if cluster is None:
         devices = worker_devices(device, workers)
         workers = len(devices)
+    if engine is None and backend == "auto":
+        few = cluster is not None or len(found) < MANY or set(devices) != {"cpu"}
+        backend = "eager" if few else _encoder_backend(settings, threads)
+    job = LabelJob(outside, chosen, settings, backend, threads)
+    if cluster is None:
         run: Runner = partial(run_here, job, devices)
     else:
         run = partial(run_on_cluster, cluster, job, device, workers, threads)
@@ -154,6 +165,14 @@ def label(
     ) as folder:
         code = _run(folder, names, len(found), run)
     raise typer.Exit(code)
+
+
+def _encoder_backend(settings: PredictionSettings, threads: int) -> str:
+    """What is to run the encoder: the same in all workers, which find it prepared."""
+    torch.set_num_threads(threads)
+    model = build_model(settings, "cpu")
+    assert isinstance(model, FewShotSegmenter)
+    return prepare_encoder(model)
 
 
 def _run(folder: LabelFolder, names: Sequence[str], images: int, run: Runner) -> int:

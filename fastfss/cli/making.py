@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import typer
 
-from fastfss.engines import Manifest
+from fastfss.engines import ENCODER_BACKENDS, Manifest, accelerate
+from fastfss.engines.encoding import EncoderEngine
 from fastfss.errors import expected
 from fastfss.methods import NAMED_MODELS, FewShotSegmenter, create_model
 from fastfss.methods.named_models import DEFAULT, DEFAULT_VIDEO
+
+Model = TypeVar("Model", bound=FewShotSegmenter)
+
+MANY = 20  # images, for which it pays to prepare an encoder
+_SMALL = (96, 128)
 
 
 def made_model(
@@ -47,11 +53,36 @@ def chosen_video_method(backbone: str | None, weights: str | None) -> str:
     return DEFAULT_VIDEO if own else NAMED_MODELS[DEFAULT_VIDEO].method
 
 
-def chosen_click_model(method: str, device: str) -> FewShotSegmenter | None:
+def inference_model(
+    model: Model, device: str, backend: str = "auto", *, images: int | None = None
+) -> Model:
+    """A model ready for images on a device, its encoder run by what is fastest there.
+
+    Args:
+        model: in float32, on the CPU.
+        device, backend: of the command.
+        images: how many there are to be; None for any number. For a few of them nothing is
+            prepared that takes seconds, unless a backend is named.
+    """
+    model = model.to(device).for_inference()
+    if backend == "auto" and images is not None and images < MANY:
+        return model
+    return accelerate(model, backend, report=lambda text: typer.echo(text, err=True))
+
+
+def prepare_encoder(model: FewShotSegmenter) -> str:
+    """Have the encoder's engine made now, not with the first image; what computes the maps."""
+    with torch.inference_mode():
+        model.encode(torch.zeros(1, 3, *_SMALL, device=model.device))
+    engine = model.encoder.engine
+    return engine.chosen if isinstance(engine, EncoderEngine) else "eager"
+
+
+def chosen_click_model(method: str, device: str, backend: str = "auto") -> FewShotSegmenter | None:
     """The default model beside the default method; else clicks are the method's own."""
     if method != DEFAULT_VIDEO:
         return None
-    return create_model(DEFAULT).to(device).for_inference()
+    return inference_model(create_model(DEFAULT), device, backend)
 
 
 def chosen_method(backbone: str | None, weights: str | None) -> str:
@@ -69,7 +100,7 @@ def engine_method(
         given: what an engine decides itself, by option; None where it is not given.
     """
     if engine is None:
-        if backend != "auto":
+        if backend not in ("auto", *ENCODER_BACKENDS):
             raise typer.BadParameter(f"--backend {backend} runs an --engine; got none")
         return None
     for flag, one in given.items():

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from fastfss import __version__
+from fastfss.engines import ENCODER_BACKENDS, list_backends
 
 
 def _show_version(wanted: bool) -> None:
@@ -47,6 +48,16 @@ LongerSideOption = Annotated[
 ]
 RefineOption = Annotated[
     bool | None, typer.Option("--refine/--no-refine", help="The method's refinement pass.")
+]
+EncoderBackendOption = Annotated[
+    str, typer.Option(metavar="|".join(["auto", *ENCODER_BACKENDS]), help="What runs the encoder.")
+]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(["auto", *list_backends()]),
+        help=f"What runs the engine; without one the encoder ({', '.join(ENCODER_BACKENDS)}).",
+    ),
 ]
 EngineOption = Annotated[
     Path | None,

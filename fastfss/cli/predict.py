@@ -13,10 +13,17 @@ from rich.console import Console
 
 from fastfss.annotation import Annotation, Unsaid
 from fastfss.atomic import check_writable
-from fastfss.cli.making import check_device, chosen_method, engine_method, method_options
+from fastfss.cli.making import (
+    check_device,
+    chosen_method,
+    engine_method,
+    inference_model,
+    method_options,
+)
 from fastfss.cli.marks import Shot, read_marks, read_shot
 from fastfss.cli.options import (
     BackboneOption,
+    BackendOption,
     DebugOption,
     DeviceOption,
     EngineOption,
@@ -34,7 +41,7 @@ from fastfss.cli.prediction_run import Model, progress_bar, segment_queries
 from fastfss.cli.prediction_settings import PredictionSettings, TextSettings, Way
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
-from fastfss.engines import list_backends, load
+from fastfss.engines import load
 from fastfss.errors import expected, import_extra
 from fastfss.methods import create_model
 from fastfss.task import Task
@@ -43,8 +50,15 @@ from fastfss.text import Label, TextLabels, label_names, load_clip
 _FAILED, _INTERRUPTED = 1, 130
 
 
-def build_model(settings: PredictionSettings, device: str, backend: str = "auto") -> Model:
-    """Make the model or engine that the settings describe, ready to predict on the device."""
+def build_model(
+    settings: PredictionSettings, device: str, backend: str = "auto", *, images: int | None = None
+) -> Model:
+    """Make the model or engine that the settings describe, ready to predict on the device.
+
+    Args:
+        settings, device, backend: of the command.
+        images: see `inference_model`.
+    """
     text = None if settings.text is None else _text_labels(settings.text, device)
     if settings.engine is not None:
         engine = load(settings.engine, backend, device=device)
@@ -59,7 +73,7 @@ def build_model(settings: PredictionSettings, device: str, backend: str = "auto"
         size=settings.size,
         **settings.options,
     )
-    model = model.to(device).for_inference()
+    model = inference_model(model, device, backend, images=images)
     model.text = text
     return model
 
@@ -170,10 +184,7 @@ def predict(
     refine: RefineOption = None,
     option: MethodOptions = None,
     engine: EngineOption = None,
-    backend: Annotated[
-        str,
-        typer.Option(metavar="|".join(["auto", *list_backends()]), help="What runs the engine."),
-    ] = "auto",
+    backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
     overwrite: OverwriteOption = False,
@@ -220,7 +231,7 @@ def predict(
         torch.set_num_threads(threads)
     if out is None:
         settings.record()  # a missing file is found before the model is loaded
-        _prepare(settings, device, save_task, backend)
+        _prepare(settings, device, save_task, backend, 0)
         return
     import_extra("pycocotools.mask", extra="cli", purpose="fastfss predict")
     queries = find_queries(query or [])
@@ -244,7 +255,9 @@ def _run(
     pending = folder.plan(queries)
     # Whatever is wrong with model, support or tasks comes out before anything is written.
     prepared = (
-        _prepare(settings, device, save_task, backend) if pending or save_task is not None else None
+        _prepare(settings, device, save_task, backend, len(queries))
+        if pending or save_task is not None
+        else None
     )
     folder.begin(len(pending))
     failed: list[dict[str, str]] = []
@@ -284,10 +297,10 @@ def _run(
 
 
 def _prepare(
-    settings: PredictionSettings, device: str, save_task: Path | None, backend: str
+    settings: PredictionSettings, device: str, save_task: Path | None, backend: str, images: int
 ) -> tuple[Model, list[Task]]:
     """Load the model, and make or load one task a way."""
-    model = build_model(settings, device, backend)
+    model = build_model(settings, device, backend, images=images)
     tasks = []
     for way in settings.ways:
         if way.task is not None:

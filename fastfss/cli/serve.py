@@ -18,13 +18,16 @@ from fastfss.cli.making import (
     check_device,
     chosen_click_model,
     chosen_video_method,
+    inference_model,
     made_model,
     method_options,
+    prepare_encoder,
 )
 from fastfss.cli.options import (
     BackboneOption,
     DebugOption,
     DeviceOption,
+    EncoderBackendOption,
     LayersOption,
     MethodOptions,
     ShorterSideOption,
@@ -71,6 +74,7 @@ def serve(
     weights: WeightsOption = None,
     size: ShorterSideOption = 480,
     option: MethodOptions = None,
+    backend: EncoderBackendOption = "auto",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
     label_studio: Annotated[
@@ -105,7 +109,15 @@ def serve(
 
     def make_model() -> FewShotSegmenter:
         model = made_model(chosen, backbone, layer_names(layers), weights, options)
-        return model.to(device).for_inference()
+        ready = inference_model(model, device, backend)
+        prepare_encoder(ready)
+        return ready
+
+    def make_click_model() -> FewShotSegmenter | None:
+        model = chosen_click_model(chosen, device, backend)
+        if model is not None:
+            prepare_encoder(model)
+        return model
 
     with ExitStack() as stack:
         if workspace is None:
@@ -132,7 +144,7 @@ def serve(
             typer.echo("sessions go when it ends; --workspace FOLDER keeps them", err=True)
         if open_page:
             webbrowser.open(address)
-        app = make_app(settings, make_model, lambda: chosen_click_model(chosen, device))
+        app = make_app(settings, make_model, make_click_model)
         run(app, bound, settings)
 
 

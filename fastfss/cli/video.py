@@ -19,6 +19,7 @@ from fastfss.cli.making import (
     check_device,
     chosen_click_model,
     chosen_video_method,
+    inference_model,
     made_model,
     method_options,
 )
@@ -27,6 +28,7 @@ from fastfss.cli.options import (
     BackboneOption,
     DebugOption,
     DeviceOption,
+    EncoderBackendOption,
     LayersOption,
     MethodOptions,
     OverwriteOption,
@@ -109,6 +111,7 @@ def video(
     refinement: Annotated[
         str, typer.Option(metavar="none|guided|grabcut|edges", help="Of the masks' edges.")
     ] = "none",
+    backend: EncoderBackendOption = "auto",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
     overwrite: OverwriteOption = False,
@@ -148,7 +151,7 @@ def video(
     opened = open_source(source)
     last = _last(opened, frame, direction, first, last)
     labels = None if mask is None else read_labels(mask, opened.size, "--mask")
-    session = _session(opened, settings, refinement, device, out, record, overwrite)
+    session = _session(opened, settings, refinement, device, backend, out, record, overwrite)
     with session:
         if not session.history:
             _say(session, frame, labels, said, support or [])
@@ -164,6 +167,7 @@ def _session(
     settings: PredictionSettings,
     refinement: str,
     device: str,
+    backend: str,
     out: Path,
     record: dict[str, object],
     overwrite: bool,
@@ -184,10 +188,10 @@ def _session(
         (folder / "session.json").unlink(missing_ok=True)
     session = open_session(
         source,
-        model.to(device).for_inference(),
+        inference_model(model, device, backend, images=source.count),
         size=settings.size,
         refinement=_refinement(refinement),
-        click_model=chosen_click_model(settings.method, device),
+        click_model=chosen_click_model(settings.method, device, backend),
         workspace=folder,
     )
     write_text_atomically(path, json.dumps(record) + "\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fastfss.atomic import write_text_atomically
+from fastfss.caching import cache_folder
 from fastfss.data.masks import read_label_map
 from fastfss.data.pixels import decoding
 from fastfss.errors import expected
@@ -204,17 +204,6 @@ def read_rgb(image: Path) -> npt.NDArray[np.uint8]:
 def _not_indices(mask: Path, mode: str) -> ValueError:
     wanted = "a grey or palette image whose values are classes"
     return expected(f"mask '{mask}'", wanted, f"mode {mode}")
-
-
-def cache_folder() -> Path:
-    """The folder for what can be made again: FASTFSS_CACHE, or fastfss in the user's cache."""
-    if own := os.environ.get("FASTFSS_CACHE"):
-        return Path(own)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fastfss"
 
 
 def image_size(image: Path) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,18 @@ def initialise_(module: nn.Module) -> None:
             part.reset_parameters()
 
 
+class MapEngine(Protocol):
+    """What computes an encoder's maps in the place of its modules."""
+
+    def maps(self, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor] | None:
+        """The maps of these names, or None for those that the modules are to compute.
+
+        Args:
+            images: as in `Encoder.forward`.
+            names: in the order of `Encoder.features`.
+        """
+
+
 class Encoder(nn.Module):
     """An image encoder that returns named feature maps.
 
@@ -103,6 +115,8 @@ class Encoder(nn.Module):
         batch_statistics: whether batch norms follow `train`, and then use and keep a running mean
             of the statistics of what passes through. Counts from the next call of `train`.
         inputs: channels of its input; more than an image's 3 where an annotation comes with it.
+        engine: what computes the maps where it serves; of `fastfss.engines.accelerate`. A deep copy
+            has none.
     """
 
     name: str
@@ -114,6 +128,7 @@ class Encoder(nn.Module):
     ignored_keys: tuple[str, ...] = ()
     batch_statistics: bool = False
     inputs: int = 3
+    engine: MapEngine | None = None
 
     # The image size with which fold_batch_norm watches which convolution feeds which norm.
     _probe_size: tuple[int, int] = (64, 64)
@@ -151,7 +166,14 @@ class Encoder(nn.Module):
         wanted = [feature.name for feature in self.features] if names is None else list(names)
         for name in wanted:
             self.info(name)
-        maps = self._compute(images, frozenset(wanted)) if wanted else {}
+        if not wanted:
+            return {}
+        maps = None
+        if self.engine is not None:
+            names = tuple(one.name for one in self.features if one.name in wanted)
+            maps = self.engine.maps(images, names)
+        if maps is None:
+            maps = self._compute(images, frozenset(wanted))
         return {name: maps[name] for name in wanted}
 
     def info(self, name: str) -> FeatureInfo:

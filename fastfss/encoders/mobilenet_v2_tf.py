@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastfss.encoders._to_onnx import is_to_onnx
 from fastfss.encoders.base import FeatureInfo, Normalization, StagedEncoder, initialise_
 
 # Expansion, channels, blocks and stride of each group (Sandler et al., CVPR 2018, table 2).
@@ -20,7 +22,7 @@ _GROUPS = (
 
 
 class SameConv2d(nn.Conv2d):
-    """A 3x3 convolution with TensorFlow's SAME padding.
+    """A 3x3 convolution of stride 1 or 2 with TensorFlow's SAME padding.
 
     SAME pads just enough for ceil(size / stride) outputs, the odd pixel at the bottom or right. At
     stride 2 an even size is therefore padded on one side only, unlike `padding=1`.
@@ -34,14 +36,29 @@ class SameConv2d(nn.Conv2d):
         input: Tensor,  # (B, inputs, H, W)
     ) -> Tensor:  # (B, outputs, ceil(H / stride), ceil(W / stride))
         """Pad and convolve."""
-        padding: list[int] = []
-        for size, stride in zip(input.shape[:1:-1], self.stride[::-1], strict=True):
-            total = max((-(-size // stride) - 1) * stride + 3 - size, 0)
-            padding += [total // 2, total - total // 2]
-        if padding == [1, 1, 1, 1]:
+        if self.stride == (1, 1) or all(size % 2 for size in input.shape[2:]):
             # The convolution pads alike on all sides itself, without a copy of the map.
             return F.conv2d(input, self.weight, self.bias, self.stride, 1, groups=self.groups)
-        return super().forward(F.pad(input, padding))
+        if is_to_onnx():
+            return self._named_same(input)
+        height, width = input.shape[2:]
+        return super().forward(F.pad(input, (width % 2, 1, height % 2, 1)))
+
+    def _named_same(self, input: Tensor) -> Tensor:
+        """ONNX has SAME by name, without a copy of the map and for images of any size."""
+        batch, _, height, width = input.shape
+        return torch.onnx.ops.symbolic(
+            "Conv",
+            (input, self.weight, self.bias),
+            {
+                "auto_pad": "SAME_UPPER",
+                "group": self.groups,
+                "kernel_shape": list(self.kernel_size),
+                "strides": list(self.stride),
+            },
+            dtype=input.dtype,
+            shape=(batch, self.out_channels, -(-height // 2), -(-width // 2)),
+        )
 
 
 class InvertedResidual(nn.Module):

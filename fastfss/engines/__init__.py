@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastfss.engines.base import Engine, EngineStats, model_of
+from fastfss.engines.encoding import ENCODER_BACKENDS, accelerate
 from fastfss.engines.loading import list_backends, load
 from fastfss.engines.manifest import (
     Check,
@@ -17,6 +18,7 @@ from fastfss.engines.manifest import (
 )
 
 __all__ = [
+    "ENCODER_BACKENDS",
     "Check",
     "Cost",
     "Engine",
@@ -28,6 +30,7 @@ __all__ = [
     "Precision",
     "Preprocessing",
     "TensorSpec",
+    "accelerate",
     "list_backends",
     "load",
     "model_of",

@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 import fastfss
 from fastfss.atomic import TEMPORARY_SUFFIX
 from fastfss.data import ImageLike
+from fastfss.encoders._to_onnx import to_onnx as onnx_operators
 from fastfss.engines.accuracy import CheckClass, measured_cost
 from fastfss.engines.aot import write_packages
 from fastfss.engines.check import self_check
@@ -223,6 +224,8 @@ def to_onnx(
     names: Sequence[str],
     outputs: Sequence[str],
     free: Mapping[str, Mapping[int, str]],
+    *,
+    simplified: bool = True,
 ) -> onnx.ModelProto:
     """Export a module of tensors; inputs that it does not read are left out.
 
@@ -231,6 +234,7 @@ def to_onnx(
         inputs: examples.
         names, outputs: what the graph calls them.
         free: of an input the axes of any size, and what to call them.
+        simplified: whether what follows from the inputs' shapes is computed now.
 
     Raises:
         NotImplementedError: the module is not traceable, as where it makes a free size its own.
@@ -243,6 +247,7 @@ def to_onnx(
         # torch warns of its own internals, and prints the whole graph before it raises.
         with (
             references_only(),
+            onnx_operators(),
             torch.no_grad(),
             warnings.catch_warnings(),
             redirect_stderr(io.StringIO()),
@@ -261,6 +266,7 @@ def to_onnx(
                 output_names=list(outputs),
                 opset_version=_OPSET,
                 dynamo=True,
+                optimize=simplified,
                 verbose=False,
             )
     except (UserError, GuardOnDataDependentSymNode, torch.onnx.OnnxExporterError) as error:
@@ -270,7 +276,7 @@ def to_onnx(
             f"({reason})"
         ) from error
     assert exported is not None
-    model = folded(exported.model_proto)
+    model = folded(exported.model_proto) if simplified else exported.model_proto
     _rename_axes(model, free)
     read = {name for node in model.graph.node for name in node.input}
     for one in [one for one in model.graph.input if one.name not in read]:

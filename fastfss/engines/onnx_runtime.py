@@ -65,7 +65,14 @@ def run(session: Any, spec: GraphSpec, tensors: Mapping[str, Tensor]) -> dict[st
         spec: the graph.
         tensors: by name, on the CPU.
     """
-    arrays = {one.name: tensors[one.name].contiguous().numpy() for one in spec.inputs}
-    names: Sequence[str] = [one.name for one in spec.outputs]
-    found = session.run(names, arrays)
-    return {name: torch.from_numpy(one) for name, one in zip(names, found, strict=True)}
+    inputs = {one.name: tensors[one.name] for one in spec.inputs}
+    return run_by_name(session, inputs, [one.name for one in spec.outputs])
+
+
+def run_by_name(
+    session: Any, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+) -> dict[str, Tensor]:
+    """One call of all the inputs that the graph has, for the outputs named."""
+    arrays = {name: one.contiguous().numpy() for name, one in inputs.items()}
+    found = session.run(list(outputs), arrays)
+    return {name: torch.from_numpy(one) for name, one in zip(outputs, found, strict=True)}

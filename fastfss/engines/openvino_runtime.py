@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,10 +27,10 @@ class OpenVinoEngine(Engine):
 
     def __init__(self, folder: Path, manifest: Manifest, device: torch.device) -> None:
         super().__init__(folder, manifest, device)
-        core = _core()
+        core = openvino_core()
         low = "bf16" if manifest.precision == "bf16" else "f32"
         self._requests = [
-            _compiled(core, folder / graph.file, precision)
+            compiled(core, str(folder / graph.file), precision)
             for graph, precision in ((manifest.encode, low), (manifest.match, "f32"))
         ]
 
@@ -52,7 +52,7 @@ class OpenVinoEngine(Engine):
 
 
 @cache
-def _core() -> Any:
+def openvino_core() -> Any:
     """The process's one Core, which lives as long.
 
     The CPU plugin of each Core gives the thread a signal stack of its own and brings back the one
@@ -63,21 +63,34 @@ def _core() -> Any:
     return import_extra("openvino", extra="openvino", purpose="the engine of OpenVINO").Core()
 
 
-def _compiled(core: Any, path: Path, precision: str) -> Any:
+def compiled(core: Any, graph: str | bytes, precision: str) -> Any:
+    """A request that runs a graph.
+
+    Args:
+        core: of `openvino_core`.
+        graph: a file, or a model's bytes.
+        precision: "f32" or "bf16".
+    """
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": precision,
         "NUM_STREAMS": 1,
     }
-    return core.compile_model(str(path), "CPU", settings).create_infer_request()
+    return core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
 
 
 def _run(request: Any, spec: GraphSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One call, of those tensors that the graph takes."""
-    arrays = {one.name: tensors[one.name].contiguous().numpy() for one in spec.inputs}
+    inputs = {one.name: tensors[one.name] for one in spec.inputs}
+    return run_by_name(request, inputs, [one.name for one in spec.outputs])
+
+
+def run_by_name(
+    request: Any, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+) -> dict[str, Tensor]:
+    """One call of all the inputs that the graph has, for the outputs named."""
+    arrays = {name: one.contiguous().numpy() for name, one in inputs.items()}
     request.infer(arrays, share_inputs=True, share_outputs=False)
     # Copied: the next call writes into the same memory.
-    return {
-        one.name: torch.from_numpy(request.get_tensor(one.name).data.copy()) for one in spec.outputs
-    }
+    return {name: torch.from_numpy(request.get_tensor(name).data.copy()) for name in outputs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastfss.engines import accelerate
 from fastfss.methods import NAMED_MODELS, FewShotSegmenter, create_model
 from fastfss.methods.named_models import DEFAULT, DEFAULT_VIDEO
 from fastfss.video.limits import DEFAULT_LIMITS, Limits
@@ -57,11 +58,11 @@ def open(
     """
     opened = open_source(source, limits)
     if model is None and weights is None:
-        options.setdefault("click_model", create_model(DEFAULT).for_inference())
+        options.setdefault("click_model", accelerate(create_model(DEFAULT).for_inference()))
     if model is None:
         model = DEFAULT_VIDEO if weights is None else NAMED_MODELS[DEFAULT_VIDEO].method
     if isinstance(model, str):
-        model = create_model(model, weights=weights).for_inference()
+        model = accelerate(create_model(model, weights=weights).for_inference())
     session = VideoSession(opened, model, size=size, limits=limits, **options)
     if workspace is not None:
         from fastfss.video.workspace import load

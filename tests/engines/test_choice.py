@@ -61,7 +61,7 @@ def test_a_library_that_fails_is_no_reason_not_to_use_another(
     def broken(*_: object) -> None:
         raise RuntimeError("libsomething.so: no such file")
 
-    monkeypatch.setattr("fastfss.engines.openvino_runtime._compiled", broken)
+    monkeypatch.setattr("fastfss.engines.openvino_runtime.compiled", broken)
     engine = engines.load(own_copy)
     assert "openvino" not in engine.name
     assert "not openvino: it failed: libsomething.so: no such file" in engine.why

@@ -1,0 +1,139 @@
+"""ONNX graphs of encoders, for images of any size, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import fastfss
+from fastfss.atomic import atomic_path
+from fastfss.caching import cache_folder
+from fastfss.encoders import Encoder
+from fastfss.engines import onnx_runtime
+
+TOLERANCE = 1e-4  # of a map's norm
+MOST_CACHED = 2 << 30  # bytes; of more, those go that were not used for longest
+# An even size at all strides: what pads by the size's parity then says so by name.
+_EXPORTED = (64, 96)
+_CHECKED = ((1, 97, 131), (2, 96, 67))  # images, height, width
+
+
+def graph_path(encoder: Encoder, names: Sequence[str]) -> Path:
+    """Where the graph of these maps is kept: another one for other weights or versions."""
+    return cache_folder() / "encoders" / f"{_digest(encoder, names)}.onnx"
+
+
+def cached_graph(
+    path: Path, encoder: Encoder, names: Sequence[str], report: Callable[[str], None]
+) -> bytes:
+    """A graph's bytes, of the cache or made now.
+
+    Args:
+        path: of `graph_path`.
+        encoder, names: as in `exported`.
+        report: told before a graph is made.
+
+    Raises:
+        NotImplementedError: as `exported` does.
+    """
+    with suppress(OSError):
+        graph = path.read_bytes()
+        path.touch()
+        return graph
+    report("preparing the encoder, once for these weights: some seconds")
+    graph = exported(encoder, names)
+    # Where nothing can be written it is made each time.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(graph)
+        _prune(path.parent, kept=path)
+    return graph
+
+
+def why_no_export() -> str | None:
+    """What is lacking for making a graph and checking it, or None."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            return f'making a graph needs {package}: pip install "fastfss[onnx]"'
+    return None
+
+
+def exported(encoder: Encoder, names: Sequence[str]) -> bytes:
+    """The ONNX graph of an encoder's maps, of any number of images of any size.
+
+    Args:
+        encoder: on the CPU, float32.
+        names: of the maps.
+
+    Raises:
+        NotImplementedError: the encoder cannot be exported, or its graph is right for one size
+            alone.
+    """
+    from fastfss.engines.export import to_onnx
+
+    class Maps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            found = encoder._compute(images, frozenset(names))
+            return tuple(found[name].contiguous() for name in names)
+
+    # A graph of free sizes takes torch some ten times longer; one of a size has that size in its
+    # shapes alone, and whether that is so is checked.
+    images = torch.zeros(1, encoder.inputs, *_EXPORTED)
+    model = to_onnx(Maps().eval(), [images], ["images"], list(names), {}, simplified=False)
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in (0, 2, 3):
+            value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}{axis}"
+    del model.graph.value_info[:]
+    graph: bytes = model.SerializeToString()
+    generator = torch.Generator().manual_seed(0)
+    session = onnx_runtime.session(graph)
+    for batch, height, width in _CHECKED:
+        images = torch.randn(batch, encoder.inputs, height, width, generator=generator)
+        with torch.no_grad():
+            wanted = encoder._compute(images, frozenset(names))
+            found = onnx_runtime.run_by_name(session, {"images": images}, names)
+        for name in names:
+            error = (found[name] - wanted[name]).norm() / wanted[name].norm().clamp_min(1e-30)
+            if not error <= TOLERANCE:
+                raise NotImplementedError(
+                    f"at {height} x {width} pixels map {name!r} differs by {error:.1e}"
+                )
+    return graph
+
+
+def _digest(encoder: Encoder, names: Sequence[str]) -> str:
+    """Of everything that a graph depends on."""
+    found = hashlib.sha256()
+    versions = [fastfss.__version__, torch.__version__]
+    for package in ("onnx", "onnxscript"):
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(metadata.version(package))
+    about = (encoder.name, sorted(map(str, encoder.options.items())), list(names), versions)
+    found.update(repr(about).encode())
+    for key, tensor in encoder.state_dict().items():
+        found.update(key.encode())
+        found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:32]
+
+
+def _prune(folder: Path, *, kept: Path) -> None:
+    """Remove the graphs that were not used for longest, until the others are within the limit."""
+    files = sorted(folder.glob("*.onnx"), key=lambda one: one.stat().st_mtime, reverse=True)
+    total = kept.stat().st_size
+    for file in (one for one in files if one != kept):
+        total += file.stat().st_size
+        if total > MOST_CACHED:
+            file.unlink(missing_ok=True)
+            file.with_suffix(".json").unlink(missing_ok=True)
