@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-
 _cache = ""
 
 

@@ -93,7 +93,7 @@ class EncoderEngine:
 
     Attributes:
         chosen: the backend that computes the maps last asked for.
-        why: what was chosen, and why.
+        why: why that one.
     """
 
     def __init__(self, encoder: Encoder, backend: str, report: Report | None) -> None:
@@ -124,23 +124,28 @@ class EncoderEngine:
 
     def _made(self, names: tuple[str, ...]) -> Compute | None:
         """What computes these maps; None for the modules themselves."""
-        reasons = {b: _why_not(b) for b in ENCODER_BACKENDS[1:]}
-        wanted = [b for b, why in reasons.items() if why is None and self._backend in ("auto", b)]
+        self.chosen = "eager"
         path = graph_path(self._encoder, names)
-        missing = None if path.exists() else why_no_export()
-        if not wanted or missing is not None:
-            told = [f"not {b}: {why}" for b, why in reasons.items() if why is not None]
-            self.why = "; ".join(["eager", *(told or [str(missing)])])
-            return None
+        lacks = [why for b in ENCODER_BACKENDS[1:] if (why := _why_not(b)) is not None]
+        wanted = [b for b in ENCODER_BACKENDS[1:] if _why_not(b) is None]
+        if not path.exists() and (missing := why_no_export()) is not None:
+            lacks, wanted = [*lacks, missing], []
         try:
-            graph = cached_graph(path, self._encoder, names, self._report)
             if self._backend != "auto":
-                self.chosen, self.why = self._backend, f"{self._backend}, as asked"
-                return _compute(self._backend, graph, names, self._encoder)
+                graph = cached_graph(path, self._encoder, names, self._report)
+                compute = _compute(self._backend, graph, names, self._encoder)
+                self.chosen, self.why = self._backend, "as asked"
+                return compute
+            if not wanted:
+                self.why = "; ".join(lacks)
+                return None
+            graph = cached_graph(path, self._encoder, names, self._report)
             return self._fastest(path.with_suffix(".json"), graph, names, wanted)
-        except (NotImplementedError, RuntimeError) as error:
-            # What cannot be exported, or not be run, is left to PyTorch.
-            self.why = f"eager; the encoder's graph failed: {' '.join(str(error).split())[:200]}"
+        except Exception as error:  # the libraries have kinds of their own
+            reason = f"the encoder's graph failed: {' '.join(str(error).split())[:200]}"
+            if self._backend != "auto":
+                raise NotImplementedError(f"backend {self._backend!r}: {reason}") from error
+            self.why = reason
             return None
 
     def _fastest(
@@ -161,7 +166,7 @@ class EncoderEngine:
         if seconds[best] > WORTH * seconds["eager"]:
             best = "eager"
         times = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in sorted(seconds.items()))
-        self.why = f"{best}, the fastest here ({times} for {_TIMED[0]} x {_TIMED[1]} pixels)"
+        self.why = f"the fastest here ({times} for {_TIMED[0]} x {_TIMED[1]} pixels)"
         self.chosen = best
         if best == "eager":
             return None
@@ -208,14 +213,6 @@ def _why_not(backend: str) -> str | None:
     extra = {"onnxruntime": "onnx", "openvino": "openvino"}[backend]
     if importlib.util.find_spec(backend) is None:
         return f'{backend} is not installed: pip install "fastfss[{extra}]"'
-    return None
-
-
-def _why_no_export() -> str | None:
-    """What is lacking for making a graph, and for checking it."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            return f'making a graph needs {package}: pip install "fastfss[onnx]"'
     return None
 
 

@@ -43,8 +43,12 @@ class OnnxRuntimeEngine(Engine):
         return run(self._sessions[1], self.manifest.match, inputs)
 
 
-def session(graph: Path | bytes) -> Any:
+def session(graph: Path | bytes, *, quiet: bool = False) -> Any:
     """An InferenceSession of a file or of a model's bytes.
+
+    Args:
+        graph: the file or the bytes.
+        quiet: whether an error is raised alone, and not printed besides.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -52,7 +56,8 @@ def session(graph: Path | bytes) -> Any:
     ort = import_extra("onnxruntime", extra="onnx", purpose="the engine of ONNX Runtime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; its warnings are about its own optimiser
+    # Errors, or what ends the process; warnings are about its own optimiser.
+    options.log_severity_level = 4 if quiet else 3
     source = str(graph) if isinstance(graph, Path) else graph
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
