@@ -17,9 +17,10 @@ from torch import Tensor
 
 from fastfss.errors import expected
 
-# A tile of 8 x 8 queries with radius 5 meets 324 keys for each query's 121. Larger tiles meet more
-# in vain, smaller ones make products too small for a CPU.
-TILE = 8
+# A tile of 4 x 4 queries with radius 4 meets 144 keys for each query's 81. Larger tiles meet more
+# in vain, smaller ones make products too small for a CPU: with tiles of 2, 4, 8 and 16 the fastest
+# of 25 calls took 1.3, 0.8, 1.3 and 3.8 ms for 38 x 44 positions of 32 channels.
+TILE = 4
 
 
 def local_match_sums(

@@ -15,6 +15,7 @@ from fastfss.video.memory import MemoryConfig, nearest
 from fastfss.video.results import FrameResult, Labels, Results, result_of
 from fastfss.video.state import SessionState, annotation_from
 from fastfss.video.tracking import Known, Tracker
+from fastfss.video.trail import Trails
 
 _STATES = 128  # that are kept; others are folded again
 
@@ -32,6 +33,7 @@ class History:
         self.memory = memory
         self.log = EventLog()
         self.results = Results(tracker.source.size)
+        self.trails = Trails()
         self._states: dict[int, SessionState] = {0: SessionState()}
 
     # ---- Events
@@ -83,9 +85,9 @@ class History:
             self.results.prune(self.log.reachable)
         return event
 
-    def restore(self, log: EventLog, results: Results) -> None:
+    def restore(self, log: EventLog, results: Results, trails: Trails) -> None:
         """Take over what was saved."""
-        self.log, self.results = log, results
+        self.log, self.results, self.trails = log, results, trails
         self._states = {0: SessionState()}
 
     def stopped(self, seq: int, done: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fastfss.errors import expected
 from fastfss.video.matching import Reference, Seen
+from fastfss.video.trail import Trail
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Memory:
     def __init__(self, config: MemoryConfig) -> None:
         self.config = config
         self._recent: deque[Seen] = deque(maxlen=max(config.recent, 1))
-        self._confident: deque[tuple[int, Reference]] = deque(maxlen=max(config.confident, 1))
+        self._confident: deque[tuple[int, int, Reference]] = deque(maxlen=max(config.confident, 1))
 
     @property
     def recent(self) -> Sequence[Seen]:
@@ -58,12 +59,12 @@ class Memory:
     @property
     def references(self) -> Sequence[Reference]:
         """The confident frames."""
-        return tuple(made for _, made in self._confident)
+        return tuple(made for *_, made in self._confident)
 
     @property
     def frames(self) -> tuple[int, ...]:
         """Numbers of the confident frames."""
-        return tuple(number for number, _ in self._confident)
+        return tuple(number for number, *_ in self._confident)
 
     @property
     def last(self) -> int | None:
@@ -78,11 +79,17 @@ class Memory:
         """Whether a frame is to become a confident one."""
         if not self.config.confident or confidence < self.config.confidence:
             return False
-        return all(abs(frame - number) >= self.config.every for number, _ in self._confident)
+        return all(abs(frame - number) >= self.config.every for number in self.frames)
 
-    def keep(self, frame: int, reference: Reference) -> None:
-        """Make it one; the oldest goes where there are too many."""
-        self._confident.append((frame, reference))
+    def keep(self, frame: int, seq: int, reference: Reference) -> None:
+        """Make it one, of its masks in a state; the oldest goes where there are too many."""
+        self._confident.append((frame, seq, reference))
+
+    def trail(self, seq: int, step: int) -> Trail:
+        """What is needed to remember all of it again; see `fastfss.video.trail`."""
+        recent = tuple((one.frame, one.objects, one.shares) for one in self._recent)
+        confident = tuple((number, state) for number, state, _ in self._confident)
+        return Trail(seq, step, recent, confident)
 
     def clear(self) -> None:
         """Forget all of it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from operator import eq
 from threading import Event as Flag
 from threading import RLock
 from typing import TYPE_CHECKING
@@ -79,6 +81,7 @@ class Propagation(Iterator[FrameResult]):
         self._cancel = cancel.is_set if isinstance(cancel, Flag) else cancel
         self._lock = lock
         self._limit = limit
+        self._continues = event.data.get("continues")
         runs = runs_of(event, lambda frame: history.newest(frame, event.seq) is not None)
         self.total = sum(len(run.frames) for run in runs)
         self._steps: Generator[FrameResult, None, None] = self._results(runs)
@@ -103,6 +106,23 @@ class Propagation(Iterator[FrameResult]):
         few = nearest(frames, frame, self._history.memory.annotated)
         return [one for one in known if not one.annotated or one.image in few]
 
+    def _memory(self, run: Run) -> Memory:
+        """What is remembered when a run begins: all that there was where it goes on from one."""
+        history = self._history
+        memory = Memory(history.memory)
+        seed = None if run.seed is None else history.newest(run.seed, self.seq + 1)
+        if seed is None:
+            return memory
+        trail = None
+        if self._continues == seed.seq:
+            trail = history.trails.find(seed.frame, seed.seq, run.frames.step)
+        if trail is None:
+            memory.see(history.tracker.seen(seed.frame, seed.labels, seed.objects))
+            return memory
+        found = [history.results.get(n, partial(eq, state)) for n, state in trail.confident]
+        history.tracker.remember(trail, [one for one in found if one is not None], memory)
+        return memory
+
     def _results(self, runs: list[Run]) -> Generator[FrameResult, None, None]:
         history, tracker = self._history, self._history.tracker
         # A second thread encodes the next frame while this one matches.
@@ -113,9 +133,8 @@ class Propagation(Iterator[FrameResult]):
                 fixed = {one.image: one.masks for one in known if one.annotated}
                 references = dict(zip(known, tracker.references(known), strict=True))
             for run in runs:
-                memory = Memory(history.memory)
-                if run.seed is not None and (seed := history.newest(run.seed, self.seq + 1)):
-                    memory.see(tracker.seen(run.seed, seed.labels, seed.objects))
+                with self._lock:
+                    memory = self._memory(run)
                 for frame, ahead in zip(run.frames, [*run.frames[1:], None], strict=True):
                     with self._lock:
                         if self._ended():
@@ -129,6 +148,7 @@ class Propagation(Iterator[FrameResult]):
                         result = history.put(
                             tracker.follow(frame, few, memory, objects, masks, self.seq)
                         )
+                        history.trails.leave(memory.trail(self.seq, run.frames.step))
                         self.done += 1
                     yield result
         finally:

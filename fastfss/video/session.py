@@ -31,6 +31,7 @@ from fastfss.video.results import FrameResult, Labels, Results, result_of
 from fastfss.video.source import FrameSource, LiveSource, frame_of
 from fastfss.video.state import SessionState, marks_of
 from fastfss.video.tracking import Tracker
+from fastfss.video.trail import Trails
 
 if TYPE_CHECKING:
     from fastfss.video.export import ExportFormat
@@ -473,7 +474,12 @@ class VideoSession:
                 raise expected("start", f"{first} to {last}", str(start))
             if not self.at.known(self.seq):
                 raise expected("propagate", "an annotated frame or a support", "none")
-            data = {"direction": direction, "first": first, "last": last} | _flag(anew, "anew")
+            data: dict[str, Any] = {"direction": direction, "first": first, "last": last}
+            data |= _flag(anew, "anew")
+            seed = self.at.newest(start)
+            if seed is not None and not anew and self.at.trails.find(start, seed.seq):
+                # Said in the event, so that it is done again alike.
+                data["continues"] = seed.seq
             event = self._append("propagate", frame=start, data=data)
             return Propagation(self.at, event, cancel, self._lock)
 
@@ -518,8 +524,10 @@ class VideoSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def restore(self, log: EventLog, results: Results, images: Mapping[str, Tensor]) -> None:
-        """Take over the events, masks and images of a workspace.
+    def restore(
+        self, log: EventLog, results: Results, trails: Trails, images: Mapping[str, Tensor]
+    ) -> None:
+        """Take over the events, masks, trails and images of a workspace.
 
         A propagation that was cut off ends with the masks that are there.
         """
@@ -528,7 +536,7 @@ class VideoSession:
                 if event.kind == "propagate" and log.done(event.seq) is None:
                     log.stop(event.seq, results.count_of(event.seq))
             self.tracker.images.update(images)
-            self.at.restore(log, results)
+            self.at.restore(log, results, trails)
             self._moved()
 
     # ---- How

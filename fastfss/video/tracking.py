@@ -25,6 +25,7 @@ from fastfss.video.matching import UNSAID, Matcher, Reference, Seen, trust
 from fastfss.video.memory import Memory
 from fastfss.video.results import FrameResult, Labels, result_of
 from fastfss.video.source import FrameSource
+from fastfss.video.trail import Trail
 
 _TIMES = 512  # latencies that are kept of each stage
 _REFERENCES = 32  # that are kept, about a megabyte each
@@ -222,7 +223,7 @@ class Tracker:
             memory.see(self.seen(frame, array, objects))
         else:
             memory.see(Seen(frame, features, objects, maps))
-        self._remember(frame, features, memory, array, objects, confidence)
+        self._remember(frame, seq, features, memory, array, objects, confidence)
         with self.watch.stage("pack", seconds):
             return result_of(frame, seq, array, objects, confidence, seconds)
 
@@ -237,6 +238,7 @@ class Tracker:
     def _remember(
         self,
         frame: int,
+        seq: int,
         features: Features,
         memory: Memory,
         labels: Labels,
@@ -245,8 +247,26 @@ class Tracker:
     ) -> None:
         least = min((confidence[n] for n in objects if confidence[n] > 0), default=0.0)
         if memory.wants(frame, least):
-            masks = {n: torch.from_numpy((labels == n).astype(np.uint8)) for n in objects}
-            memory.keep(frame, self.matcher.reference(features, masks))
+            memory.keep(frame, seq, self._reference(features, labels, objects))
+
+    def _reference(self, features: Features, labels: Labels, objects: tuple[int, ...]) -> Reference:
+        masks = {n: torch.from_numpy((labels == n).astype(np.uint8)) for n in objects}
+        return self.matcher.reference(features, masks)
+
+    @torch.inference_mode()
+    def remember(self, trail: Trail, masks: Sequence[FrameResult], memory: Memory) -> None:
+        """Fill a memory with what a trail says.
+
+        Args:
+            trail: of the propagation.
+            masks: of its confident frames.
+            memory: empty.
+        """
+        for frame, objects, shares in trail.recent:
+            memory.see(Seen(frame, self.features(frame), objects, shares))
+        for one in masks:
+            made = self._reference(self.features(one.frame), one.labels, one.objects)
+            memory.keep(one.frame, one.seq, made)
 
     # ---- Answering
 

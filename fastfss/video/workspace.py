@@ -3,6 +3,7 @@
     session.json     the video, the model, the size
     events.jsonl     the log, an event a line
     results.jsonl    the masks of each frame in each state, a line each
+    trails.npz       what propagations remembered of their last frames
     images/          supports from elsewhere
 
 Features are not kept: they are made again where they are needed.
@@ -25,6 +26,7 @@ from fastfss.errors import expected
 from fastfss.reading import naming, read_json, read_text
 from fastfss.video.log import EventLog
 from fastfss.video.results import Results
+from fastfss.video.trail import read_trails, write_trails
 
 if TYPE_CHECKING:
     from fastfss.video.session import VideoSession
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT = "fastfss-video-1"
 _DAMAGE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 _SESSION, _EVENTS, _RESULTS, _IMAGES = "session.json", "events.jsonl", "results.jsonl", "images"
+_TRAILS = "trails.npz"
 
 
 def save(session: VideoSession, folder: Path) -> None:
@@ -50,6 +53,7 @@ def save(session: VideoSession, folder: Path) -> None:
                 Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
     # Masks before events: masks of events that are not there are left out when it is read.
     _write_lines(folder / _RESULTS, _result_lines(history.results))
+    write_trails(folder / _TRAILS, history.trails)
     _write_lines(folder / _EVENTS, history.log.to_lines())
     write_text_atomically(folder / _SESSION, json.dumps(_about(session), indent=2) + "\n")
 
@@ -93,8 +97,9 @@ def load(session: VideoSession, folder: Path) -> bool:
             if not str(name).startswith("support-") or "/" in name or "\\" in name:
                 raise expected(f"'{events}'", "names of images", repr(name))
             images[str(name)] = read_image(folder / _IMAGES / f"{name}.png", argument="support")
+    trails = read_trails(folder / _TRAILS)
     try:
-        session.restore(log, results, images)
+        session.restore(log, results, trails, images)
     except ValueError as error:
         raise ValueError(f"'{events}': {error}") from None
     return True

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import fastfss.video
-from fastfss.video import VideoSession
+from fastfss.video import MemoryConfig, VideoSession
+from fastfss.video.session import Direction
 from tests.video.clips import clip, model, session
 
 
@@ -64,6 +66,41 @@ def test_a_propagation_that_was_cut_off_ends_with_what_is_there(tmp_path: Path) 
     assert [result.frame for result in again.propagate(2)] == [3, 4, 5]
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("method", ["propagation", "ssp"])
+def test_one_that_was_cut_off_goes_on_as_if_it_never_had_been(
+    tmp_path: Path, method: str, direction: Direction
+) -> None:
+    memory = MemoryConfig(recent=2, confident=2, every=1, confidence=0.1)
+    options: dict[str, Any] = {"memory": memory, "model": model(method)}
+    start = 0 if direction == "forward" else 7
+    whole = session(8, **options)
+    whole.add_labels(start, clip(8)[1][start])
+    list(whole.propagate(start, direction=direction))
+    one = session(8, **options)
+    one.add_labels(start, clip(8)[1][start])
+    run = one.propagate(start, direction=direction)
+    middle = [next(run).frame for _ in range(3)][-1]
+    one.save(tmp_path)
+    run.close()
+    again = session(8, workspace=tmp_path, **options)
+    for other in (one, again):
+        list(other.propagate(middle, direction=direction))
+        for frame in whole.frames:
+            assert np.array_equal(other.masks(frame), whole.masks(frame))
+        first, second = [event for event in other.history if event.kind == "propagate"]
+        assert second.data["continues"] == first.seq
+    again.rebuild()
+    for frame in whole.frames:
+        assert np.array_equal(again.masks(frame), whole.masks(frame))
+    # After a change of its masks, a frame's masks are what counts.
+    one.add_clicks(middle, 1, [(24, 20)])
+    one.propagate(middle, direction=direction).close()
+    assert [event for event in one.history if event.kind == "propagate"][-1].data.keys() == {
+        *("direction", "first", "last")
+    }
+
+
 def test_another_video_or_model_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(ValueError, match=r"session.json': expected a session with video"):
@@ -81,14 +118,15 @@ def test_another_video_or_model_is_refused(tmp_path: Path) -> None:
         ("events.jsonl", lambda text: text.replace("support-2", "../../x"), "names of images"),
         ("results.jsonl", lambda text: text.replace("[0,1,", '[0,1,"AA",', 1), "line 1"),
         ("results.jsonl", lambda text: "x" + text, "line 1"),
+        ("trails.npz", lambda text: text[:200], r"trails.npz': expected what a session wrote"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, change: object, message: str) -> None:
     saved(tmp_path)
     path = tmp_path / name
-    text = path.read_text()
-    path.write_text(change(text))  # type: ignore[operator]
-    assert path.read_text() != text
+    text = path.read_text(encoding="latin-1")
+    path.write_text(change(text), encoding="latin-1")  # type: ignore[operator]
+    assert path.read_text(encoding="latin-1") != text
     with pytest.raises(ValueError, match=message) as caught:
         opened(tmp_path)
     assert name in str(caught.value)
