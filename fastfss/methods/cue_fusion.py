@@ -153,6 +153,9 @@ class CueFusion(FewShotSegmenter):
         which nothing is known.
         """
         tensors: dict[str, Tensor] = {}
+        # The same for all maps of one grid.
+        kinds: dict[int, Tensor] = {}
+        known: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
         for place, layer in itertools.product(range(len(self.scales)), self.matched):
             name = at_scale(layer, place)
             maps, shot_masks = encoded_shots(features, name, masks)
@@ -162,8 +165,13 @@ class CueFusion(FewShotSegmenter):
                 *(one.shape[-2] * one.shape[-1] for one in maps),
             )
             keys, insides, outsides = [], [], []
-            for one, mask in zip(maps, shot_masks, strict=True):
-                inside, outside = shares(mask, (one.shape[-2], one.shape[-1]), one.dtype)
+            for shot, (one, mask) in enumerate(zip(maps, shot_masks, strict=True)):
+                size = (one.shape[-2], one.shape[-1])
+                if (shot, size) not in known:
+                    if shot not in kinds:
+                        kinds[shot] = label_kinds(mask, one.dtype)
+                    known[shot, size] = shares(kinds[shot], size, one.dtype)
+                inside, outside = known[shot, size]
                 free = room - one.shape[-2] * one.shape[-1]
                 keys.append(F.pad(one.flatten(2), (0, free)))
                 insides.append(F.pad(inside.flatten(1), (0, free)))
@@ -274,16 +282,17 @@ def at_scale(name: str, place: int) -> str:
     return f"{name}@{place}" if place else name
 
 
-def shares(
-    mask: Tensor, size: tuple[int, int], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:  # (B, h, w) each
-    """The share of each cell that is object, and background.
+def label_kinds(mask: Tensor, dtype: torch.dtype) -> Tensor:  # (B, 2, H, W)
+    """Whether each pixel of a mask (B, H, W) of {0, 1, 255} is object, and background."""
+    return torch.stack([mask == 1, mask == 0], dim=1).to(torch.promote_types(dtype, torch.float32))
 
-    Args:
-        mask: (B, H, W) of {0, 1, 255}.
-        size: of the grid.
-    """
-    kinds = torch.stack([mask == 1, mask == 0], dim=1).to(torch.promote_types(dtype, torch.float32))
+
+def shares(
+    kinds: Tensor,  # (B, 2, H, W)
+    size: tuple[int, int],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # (B, h, w) each
+    """The share of each cell of a grid that is object, and background; see `label_kinds`."""
     inside, outside = F.adaptive_avg_pool2d(kinds, size).to(dtype).unbind(1)
     return inside, outside
 

@@ -37,6 +37,20 @@ def nearness(marks: Tensor) -> Tensor:
     Args:
         marks: (N, h, w) of {0, 1}.
     """
+    # A click is small: beyond its reach there is nothing to look for.
+    marked = marks.amax(dim=0) > 0
+    rows, columns = (marked.any(dim=1 - axis).nonzero()[:, 0].tolist() for axis in (0, 1))
+    if not rows:
+        return marks
+    near = marks.clone()
+    top, left = max(0, rows[0] - REACH), max(0, columns[0] - REACH)
+    around = near[:, top : rows[-1] + REACH + 1, left : columns[-1] + REACH + 1]
+    around.copy_(_grown(around))
+    return near
+
+
+def _grown(marks: Tensor) -> Tensor:
+    """`nearness` of a map as far as it goes."""
     height, width = marks.shape[-2:]
     padded = F.pad(marks, (REACH,) * 4)
     near = marks.clone()

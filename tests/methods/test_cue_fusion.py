@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastfss import create_encoder, create_model
 from fastfss.methods import CueFusion
-from fastfss.methods.cue_fusion import SCALE, Support, matching_cues, own_cues, shares
+from fastfss.methods.cue_fusion import SCALE, Support, label_kinds, matching_cues, own_cues, shares
 from fastfss.methods.hints import REACH, hints_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*random weights.*:UserWarning")
@@ -73,7 +73,7 @@ def test_the_querys_own_prototypes_are_of_where_the_vote_is_sure() -> None:
 
 def test_ignored_pixels_belong_to_neither_share() -> None:
     mask = torch.tensor([[[1, 1, 0, 255], [1, 0, 255, 255]]], dtype=torch.uint8)
-    inside, outside = shares(mask, (1, 2), torch.float32)
+    inside, outside = shares(label_kinds(mask, torch.float32), (1, 2), torch.float32)
     assert inside.tolist() == [[[0.75, 0.0]]]
     assert outside.tolist() == [[[0.25, 0.25]]]
 
