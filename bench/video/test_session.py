@@ -1,9 +1,10 @@
 """A video of 854 x 480 through a session: stages, frames a second, clicks, an edit of a support.
 
 Label propagation on MobileNetV2, on one core, by the process's CPU time, which others do not
-lengthen; its encoder run by what is fastest here, as in a session that `fastfss video` opens.
-Clicks are answered by the default model, likewise, and by label propagation. Weights and pixels decide nothing of it but how many positions are looked at: those near
-the object, here a tenth of the frame.
+lengthen; its encoder is run by what is fastest here, as in a session that `fastfss video` opens.
+Clicks are answered by the default model, likewise, and by label propagation. Weights and pixels
+decide nothing of it but how many positions are looked at: those near the object, here a tenth of
+the frame.
 """
 
 from __future__ import annotations

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 
+from fastfss import create_model
 from fastfss.cli.export import image_size
+from fastfss.cli.making import MANY
 from fastfss.engines import Manifest
 from tests.cli.test_predict_program import make_support, run, run_here, save_photo
 
@@ -131,9 +135,55 @@ def test_predict_refuses_what_the_engine_has_itself(
     for option in (("--method", "ssp"), ("--size", 100), ("--backbone", "resnet18"), ("--refine",)):
         assert predict(files, "refused", *engine, *option)[0] == 2
         assert f"{option[0]}: the --engine has its own" in " ".join(capsys.readouterr().err.split())
-    assert predict(files, "refused", *MODEL, "--backend", "openvino")[0] == 2
-    assert "runs an --engine; got none" in " ".join(capsys.readouterr().err.split())
+    assert predict(files, "refused", *MODEL, "--backend", "tensorrt")[0] == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--backend tensorrt runs an --engine; got none" in said
     assert not (files / "refused").exists()
+
+
+def own_weights(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    create_model("panet", encoder="resnet18", layers=("layer2",)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_predict_runs_the_encoder_by_the_backend_named(
+    files: Path, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = (*MODEL, "--size", 64, "--weights", own_weights(files / "own.safetensors", 1))
+    code, wanted = predict(files, f"plain {backend}", *model)
+    assert code == 0
+    capsys.readouterr()
+    code, out = predict(files, backend, *model, "--backend", backend)
+    assert code == 0
+    if backend == "onnxruntime":  # the first of the two makes the graph
+        assert "preparing the encoder, once for these weights" in capsys.readouterr().err
+    plain = masks(wanted)
+    assert plain.keys() == masks(out).keys() and len(plain) == 2
+    for name, mask in masks(out).items():
+        assert (mask != plain[name]).mean() < 1e-3
+
+
+def test_many_queries_get_the_fastest_encoder(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(files / "photos", tmp_path / "photos")
+    for number in range(MANY):
+        shutil.copy(files / "photos" / "coffee.png", tmp_path / "photos" / f"{number}.png")
+    support = ("--support", files / "chelsea.png", files / "chelsea_mask.png")
+    query = ("--query", tmp_path / "photos", "--out", tmp_path / "out")
+    model = (*MODEL, "--size", 72, "--weights")
+    assert (
+        run_here("predict", *support, *query, *model, own_weights(tmp_path / "a.safetensors", 2))
+        == 0
+    )
+    assert "preparing the encoder" in capsys.readouterr().err
+    few = ("--query", files / "photos", "--out", tmp_path / "few")
+    assert (
+        run_here("predict", *support, *few, *model, own_weights(tmp_path / "b.safetensors", 3)) == 0
+    )
+    assert "preparing the encoder" not in capsys.readouterr().err
 
 
 def test_predict_refuses_a_task_of_another_method(
