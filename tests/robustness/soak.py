@@ -1,9 +1,10 @@
-"""Use `fastfss serve` for long: `python -m tests.robustness.soak serve --minutes 20`.
+"""Use a program for long: `python -m tests.robustness.soak serve --minutes 20`, or `label`.
 
-A page's work goes on and on: a session is opened, objects are clicked and corrected, the clip is
-followed, changes are undone, masks are shown and exported, the session is closed. The resident
-memory of the server is read every ten seconds; where the mean of the last third is more than 5 %
-above that of the middle third, the run has failed.
+`serve`: a page's work goes on and on: a session is opened, objects are clicked and corrected, the
+clip is followed, changes are undone, masks are shown and exported, the session is closed. `label`:
+one job over as many images as the time takes, of sizes that vary. The resident memory, of the
+server or of all processes of the job, is read every ten seconds; where the mean of the last third
+is more than 5 % above that of the middle third, the run has failed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,17 +22,25 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 import fastfss
+from fastfss import create_model
+from fastfss.cli.label_shard import count_failed
 from tests.app.client import clip_folder
 
 SECONDS_BETWEEN_SAMPLES = 10.0
 ALLOWED_GROWTH = 0.05
+INTERRUPTED = 130
+SIDE = 240  # pixels that the model sees of an image's longer side
+IMAGES, NAMES = 200, 60_000
 
 
 def resident(process: int) -> float:
@@ -159,14 +169,77 @@ def serve(minutes: float, seed: int) -> int:
     return int(grown > ALLOWED_GROWTH)
 
 
+def processes(root: int) -> list[int]:
+    """A process and those that it started, and they."""
+    found = [root]
+    for one in found:
+        with suppress(OSError):
+            children = Path(f"/proc/{one}/task/{one}/children").read_text()
+            found += map(int, children.split())
+    return found
+
+
+def photographs(folder: Path, rng: random.Random) -> None:
+    """A folder of many names of few images, whose sizes vary."""
+    folder.mkdir()
+    generator = np.random.default_rng(rng.randrange(1 << 30))
+    for number in range(IMAGES):
+        size = (generator.integers(60, 400), generator.integers(60, 400), 3)
+        pixels = generator.integers(0, 256, size, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03}.jpg")
+    for name in range(NAMES):
+        os.link(folder / f"{name % IMAGES:03}.jpg", folder / f"again-{name:06}.jpg")
+
+
+def label(minutes: float, seed: int) -> int:
+    """Label for long, then as Ctrl-C ends it; 1 if the memory grew or an image failed."""
+    samples: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        photographs(work / "images", random.Random(seed))
+        model = create_model("default", size=SIDE)
+        mask = np.zeros((90, 120), np.uint8)
+        mask[30:60, 40:80] = 1
+        model.fit([(np.full((90, 120, 3), 90, np.uint8), mask)]).save(work / "thing.safetensors")
+        command = [
+            sys.executable,
+            "-m",
+            "fastfss",
+            "label",
+            "--task",
+            str(work / "thing.safetensors"),
+        ]
+        command += ["--images", str(work / "images"), "--out", str(work / "out")]
+        root = str(Path(fastfss.__file__).parents[1])
+        job = subprocess.Popen(
+            [*command, "--size", str(SIDE), "--shard-size", "64", "--workers", "2"],
+            env={**os.environ, "PYTHONPATH": root},
+        )
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < 60 * minutes and job.poll() is None:
+            time.sleep(SECONDS_BETWEEN_SAMPLES)
+            samples.append(sum(resident(one) for one in processes(job.pid)))
+            print(f"{passed:6.0f} s  {samples[-1]:7.1f} MiB", flush=True)
+        assert job.poll() is None, "the job ended by itself"
+        job.send_signal(signal.SIGINT)
+        assert job.wait(timeout=60) == INTERRUPTED, "the job did not end as one that Ctrl-C ends"
+        shards = sorted((work / "out" / "shards").iterdir())
+        failed = sum(count_failed(one) for one in shards)
+    grown = growth(samples)
+    print(f"{len(shards)} shards of 64 images, {failed} images failed")
+    print(f"the last third is {100 * grown:+.1f} % above the middle third")
+    return int(grown > ALLOWED_GROWTH or failed > 0)
+
+
 def main() -> int:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["serve"])
+    parser.add_argument("what", choices=["serve", "label"])
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    return serve(chosen.minutes, chosen.seed)
+    run = serve if chosen.what == "serve" else label
+    return run(chosen.minutes, chosen.seed)
 
 
 if __name__ == "__main__":
