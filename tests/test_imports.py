@@ -127,3 +127,10 @@ assert kernels <= {{"fastfss.kernels._launch"}}, "Triton is loaded when a call n
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_import_does_not_load_torchvision():
+    """It doubles the time of importing torch; an encoder that needs it loads it."""
+    program = "import sys, fastfss; assert 'torchvision' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

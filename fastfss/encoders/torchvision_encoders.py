@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastfss.encoders._torchvision_blocks import use_folded_blocks_
 from fastfss.encoders.base import (
     IMAGENET_NORMALIZATION,
     FeatureInfo,
@@ -60,6 +59,9 @@ class TorchvisionResNet(StagedEncoder):
         return download(self.name)
 
     def _fold_(self) -> bool:
+        # Its classes are torchvision's, which importing fastfss does not load.
+        from fastfss.encoders._torchvision_blocks import use_folded_blocks_
+
         folded = super()._fold_()
         use_folded_blocks_(self)
         return folded
