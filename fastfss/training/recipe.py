@@ -414,7 +414,7 @@ class Recipe:
             wanted = "0 with fp16, whose gradients may overflow"
             raise expected("optimiser.repeat_every", wanted, str(self.optimiser.repeat_every))
         data = self.data
-        measured = data.folds != "none" or data.reserved or data.set != "folder"
+        measured = data.folds != "none" or data.reserved > 0 or data.set != "folder"
         if self.validation.every and not measured:
             wanted = (
                 'classes or images to hold out (data.folds = "random", data.reserved = 0.25), or '

@@ -25,9 +25,9 @@ def validate(
     """Figures of the held-out classes, the same for any number of processes.
 
     By a published protocol where the recipe names one. Else the episodes are: the class uniformly,
-    then its images without repetition, or one where the query is its own support; images and masks are read, and results brought back to the
-    image's own size, as `fit` and `predict` do it. Intersection and union are summed per class, as
-    HSNet has it.
+    then its images without repetition, or one where the query is its own support; images and masks
+    are read, and results brought back to the image's own size, as `fit` and `predict` do it.
+    Intersection and union are summed per class, as HSNet has it.
 
     Args:
         model: as it is to be measured; its mode and all random states are as before afterwards.
