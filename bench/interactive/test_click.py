@@ -31,6 +31,8 @@ CASES = {
     "mlc, resnet18": ("mlc", SMALL, True),
     "panet": ("panet", {}, True),
     "guided-late, lite": ("guided-late", {"encoder": "fcn_vgg16_lite"}, True),
+    "guided-late": ("guided-late", {"encoder": "fcn_vgg16"}, True),
+    "interactive-late": ("interactive-late", {"encoder": "fcn_vgg16"}, True),
     "ssp": ("ssp", {}, False),
     "ssp, resnet18": ("ssp", SMALL, False),
 }

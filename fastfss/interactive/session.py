@@ -76,7 +76,7 @@ class InteractiveSession:
         self.unsaid: Unsaid = unsaid or model.unsaid
         self.width = model.point_width(self.size) if width is None else width
         with torch.inference_mode():
-            self.features = model.encode(model.prepare(self.image))
+            self.features = model.for_clicks(model.encode(model.prepare(self.image)))
         self._past: list[_State] = []
         self._future: list[_State] = []
         self._state = _State((Annotation(),), (None,), ("object",))

@@ -103,6 +103,16 @@ class FewShotSegmenter(OwnImages):
     def maps(self, images: Tensor) -> Mapping[str, Tensor]:
         """The maps of `encode`: name -> (B, C, h, w)."""
 
+    def for_clicks(self, features: Features) -> Features:
+        """Features of an image that will be clicked on: with them each click costs less.
+
+        By default as they are.
+
+        Args:
+            features: of `encode`; they serve as before.
+        """
+        return features
+
     @abstractmethod
     def support_from(self, features: Sequence[Features], masks: Images) -> Task:
         """`encode_support` of images that are encoded already.

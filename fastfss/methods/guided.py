@@ -33,6 +33,7 @@ from fastfss.methods.guided_parts import (
     pooled,
 )
 from fastfss.methods.info import MethodInfo
+from fastfss.methods.memo import TensorMemo
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.prototypes import IGNORED
 from fastfss.methods.shots import Images, shots_of
@@ -44,6 +45,7 @@ Average = Literal["annotated", "all"]
 
 # Published names are ours, but where there are two encoders.
 GUIDED_KEYS = KeyMap("guided networks", ())
+_OF_HEAD = "W_g z"  # what is kept of guidance
 _PAPER = (
     "Rakelly, Shelhamer, Darrell, Efros, Levine: Few-shot Segmentation Propagation with Guided "
     "Networks"
@@ -196,6 +198,7 @@ class GuidedLate(GuidedSegmenter):
         guidance = self.channels if shared else VALUES * self.channels
         hidden = self.channels + guidance
         self.head = PairHead(self.channels, guidance, hidden, 1 if shared else VALUES)
+        self._memo = TensorMemo()
 
     def encode_support(self, images: Images, masks: Images) -> Task:
         """Turn a support set into guidance; see FewShotSegmenter.encode_support.
@@ -211,12 +214,31 @@ class GuidedLate(GuidedSegmenter):
     def support_from(self, features: Sequence[Features], masks: Images) -> Task:
         """Turn encoded shots into guidance; see encode_support."""
         maps, shot_masks = encoded_shots(features, "features", masks)
-        return self.tasks_of(maps, [one.size for one in features], shot_masks, 1)[0]
+        sizes = [one.size for one in features]
+        task = self.tasks_of(maps, sizes, shot_masks, 1)[0]
+        if all("guided" in one.maps for one in features):
+            # W_g z = sum over positions of (W_g f) w: of a small map instead of the large W_g.
+            maps = [map_of(one, "guided") for one in features]
+            of_head = self.tasks_of(maps, sizes, shot_masks, 1)[0].tensors["guidance"]
+            self._memo.put(self._sources(task), _OF_HEAD, of_head)
+        return task
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """ "features", and "query": what the head makes of them as a query's."""
         features = self.features(images)
         return {"features": features, "query": self.head.of_query(features)}
+
+    def for_clicks(self, features: Features) -> Features:
+        """With "guided", what the head makes of the map as a support's; see for_clicks of the base.
+
+        Where that map is smaller than the weights that a click would multiply its vectors with:
+        134 MB of them with 4096 channels.
+        """
+        own = map_of(features, "features")
+        if not self.shared or own.shape[-2:].numel() >= self.channels:
+            return features
+        guided = self.head.of_guidance_map(own)
+        return Features({**features.maps, "guided": guided}, features.size)
 
     def encode_ways(self, images: Images, labels: Images, ways: int) -> list[Task]:
         """Tasks of several objects that are annotated in the same images, each encoded once.
@@ -278,9 +300,9 @@ class GuidedLate(GuidedSegmenter):
         if not self.shared:
             pairs = self.pair_scores(of_query, tasks)
             return Prediction.from_pairs([self.decode(one, image, output_size) for one in pairs])
-        guidance, present = self.value_guidance(tasks, of_query.dtype)
-        logits = self.decode(self.value_scores(of_query, guidance), image, output_size)
+        logits = self.decode(self.way_scores(of_query, tasks), image, output_size)
         if not self.empty_competes:
+            _, present = self.value_guidance(tasks, of_query.dtype)
             absent = (present[:, 1:] == 0)[:, :, None, None]
             logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(absent, -torch.inf)], 1)
         return prediction_of(logits)
@@ -302,14 +324,18 @@ class GuidedLate(GuidedSegmenter):
         of_query = map_of(features, "query")
         if not self.shared:
             return Prediction.from_pairs(self.pair_scores(of_query, tasks))
-        guidance, _ = self.value_guidance(tasks, of_query.dtype)
-        return prediction_of(self.value_scores(of_query, guidance))
+        return prediction_of(self.way_scores(of_query, tasks))
 
     def value_guidance(
         self, tasks: Sequence[Task], dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:  # (B, 1 + W, C), (B, 1 + W)
         """The guidance of background and ways, over all shots, and in how many each counted."""
-        held = [self._held(task, dtype) for task in tasks]
+        return self._means([self._held(task, dtype) for task in tasks])
+
+    def _means(
+        self, held: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:  # (B, 1 + W, D), (B, 1 + W)
+        """The means of each way's vectors (B, K, 2, D) where they are present (B, K, 2)."""
         batch = max(guidance.shape[0] for guidance, _ in held)
         guidance, present = (
             torch.cat([one.expand(batch, *one.shape[1:]) for one in side], dim=1)
@@ -321,12 +347,25 @@ class GuidedLate(GuidedSegmenter):
         means = [average_guidance(guidance[:, :, 0], weights[:, :, 0])]
         counts = [weights[:, :, 0].sum(1)]
         start = 0
-        for task in tasks:
-            of_way = slice(start, start + task.shots)
+        for own, _ in held:
+            of_way = slice(start, start + own.shape[1])
             means.append(average_guidance(guidance[:, of_way, 1], weights[:, of_way, 1]))
             counts.append((weights * present)[:, of_way, 1].sum(1))
-            start += task.shots
+            start += own.shape[1]
         return torch.stack(means, dim=1), torch.stack(counts, dim=1)
+
+    def way_scores(self, of_query: Tensor, tasks: Sequence[Task]) -> Tensor:  # (B, 1 + W, h, w)
+        """The scores of background and ways, from the shared head."""
+        held, of_head = [], []
+        for task in tasks:
+            guidance, present = self._held(task, of_query.dtype)
+            held.append((guidance, present))
+            kept = self._memo.get(self._sources(task), _OF_HEAD)
+            if kept is not None:
+                of_head.append((kept.to(guidance), present))
+        if len(of_head) < len(tasks):
+            return self.value_scores(of_query, self._means(held)[0])
+        return self._scores(of_query, self._means(of_head)[0])
 
     def value_scores(
         self,
@@ -334,8 +373,11 @@ class GuidedLate(GuidedSegmenter):
         guidance: Tensor,  # (1 or B, A, C)
     ) -> Tensor:  # (B, A, h, w)
         """One score a value: the shared head on each pair of query and guidance."""
-        of_guidance = self.head.of_guidance(guidance)[:, :, :, None, None]
-        return self.head.scores(of_query.unsqueeze(1) + of_guidance).squeeze(2)
+        return self._scores(of_query, self.head.of_guidance(guidance))
+
+    def _scores(self, of_query: Tensor, of_guidance: Tensor) -> Tensor:
+        hidden = of_query.unsqueeze(1) + of_guidance[:, :, :, None, None]
+        return self.head.scores(hidden).squeeze(2)
 
     def pair_scores(self, of_query: Tensor, tasks: Sequence[Task]) -> list[Tensor]:
         """Of each task background and object score (B, 2, h, w), from one head that sees both."""
@@ -348,6 +390,9 @@ class GuidedLate(GuidedSegmenter):
         together = torch.stack([one.expand(of_query.shape[0], -1) for one in both], dim=1)
         of_guidance = self.head.of_guidance(together)[:, :, :, None, None]
         return list(self.head.scores(of_query.unsqueeze(1) + of_guidance).unbind(1))
+
+    def _sources(self, task: Task) -> list[Tensor]:
+        return [task.tensors["guidance"], self.head.fc7.weight]
 
     def fingerprinted(self) -> dict[str, Tensor]:
         """The encoder's entries: the head has no part in a Task."""

@@ -24,7 +24,7 @@ from fastfss.protocols.leaks import LeakRule
 from fastfss.training.activations import ActivationMaps
 from fastfss.training.episodes import ClassSplit
 from fastfss.training.recipe import DataConfig, Recipe
-from fastfss.training.samplers import Sampler, make_sampler
+from fastfss.training.samplers import Sampler, images_wanted, make_sampler
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def prepare_data(
     learned, reserved = reserve_images(config, images)
     large = _index(images, config, split.base, learned, config.minimum)
     shown = _index(images, config, split.base, learned, config.query_minimum)
-    wanted = 1 if config.sampler == "single" else config.shots + 1
+    wanted = images_wanted(config)
     if config.skip_rare:
         rare = {number for number, members in large.items() if len(members) < wanted}
         large = {number: members for number, members in large.items() if number not in rare}
@@ -237,13 +237,18 @@ def _area(item: Item) -> int:
 def _held_out(
     recipe: Recipe, validation: MaskSet, split: ClassSplit, reserved: frozenset[int]
 ) -> dict[int, tuple[int, ...]]:
-    """Class -> the images that measure it, of classes with enough of them."""
+    """Class -> the images that measure it, of classes with enough of them.
+
+    Of the held-out classes; where all are learned, of those, in the reserved images.
+    """
     index = validation.index(recipe.validation.minimum)
     allowed = reserved if recipe.data.reserved else frozenset(range(len(validation.items)))
-    members = {c: tuple(n for n in index[c] if n in allowed) for c in split.held_out}
-    enough = {c: images for c, images in members.items() if len(images) > recipe.validation.shots}
+    classes = split.base if recipe.data.folds == "none" else split.held_out
+    least = 1 if recipe.data.sampler == "interactive" else recipe.validation.shots + 1
+    members = {c: tuple(n for n in index[c] if n in allowed) for c in classes}
+    enough = {c: images for c, images in members.items() if len(images) >= least}
     if not enough:
-        wanted = f"a held-out class with more than {recipe.validation.shots} images"
-        came = f"none of {len(split.held_out)} (validation.minimum {recipe.validation.minimum})"
+        wanted = f"a class to measure with at least {least} held-out images"
+        came = f"none of {len(classes)} (validation.minimum {recipe.validation.minimum})"
         raise expected("validation", wanted, came)
     return enough

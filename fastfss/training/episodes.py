@@ -140,8 +140,14 @@ class EpisodeDataset(Dataset[Batch]):
         ways = len(drawn.classes)
         shots = len(drawn.supports[0]) if drawn.supports else 0
         places = [(way, image) for way, images in enumerate(drawn.supports) for image in images]
-        supports = [self._see(drawn, image, slot) for slot, (_, image) in enumerate(places)]
         query = self._see(drawn, drawn.query, len(places), is_query=True)
+        if self.sampler.on_query:
+            supports = [self._annotated(query, drawn, slot) for slot in range(len(places))]
+        else:
+            supports = [
+                self._annotated(self._see(drawn, image, slot), drawn, slot)
+                for slot, (_, image) in enumerate(places)
+            ]
         own = [seen.masks[way] for seen, (way, _) in zip(supports, places, strict=True)]
 
         def stacked(tensors: Sequence[Tensor], like: Tensor) -> Tensor:  # (1, W, K, ...)
@@ -196,10 +202,17 @@ class EpisodeDataset(Dataset[Batch]):
             activation = self.activations.read(self.images.items[image], drawn.classes[0])
         ways = len(drawn.classes)
         labels = stack[-1] if len(stack) > ways else None
-        if not is_query and self.data.points != "dense":
-            count = None if self.data.points == "random" else self.data.points
-            stack = torch.stack([sparsify(one, count, generator) for one in stack[:ways]])
         return _Seen(pixels, stack[:ways], labels, activation, maps)
+
+    def _annotated(self, seen: _Seen, drawn: Drawn, slot: int) -> _Seen:
+        """An image as a support: of its masks what the recipe says is annotated."""
+        points = self.data.points
+        if points == "dense":
+            return seen
+        generator = self.sampler.generator("points", drawn.number, slot)
+        count = None if points == "random" else points
+        masks = torch.stack([sparsify(one, count, generator) for one in seen.masks])
+        return replace(seen, masks=masks)
 
     def _mask(self, image: int, number: int, is_query: bool) -> Tensor:
         """uint8 (H, W) of {0, 1, 255}, with what the recipe says of other pixels."""

@@ -231,7 +231,9 @@ class _Run:
         return nullcontext()
 
     def _stepper(self) -> nn.Module:
-        step: nn.Module = TrainingStep(self.model, self.recipe.transform.size)
+        step: nn.Module = TrainingStep(
+            self.model, self.recipe.transform.size, on_query=self.data.sampler.on_query
+        )
         if self.recipe.run.compile:
             step.compile()
         if self.group.count == 1:

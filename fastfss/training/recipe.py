@@ -10,11 +10,14 @@ from fastfss.errors import expected
 
 SetKind = Literal["pascal", "coco", "fss1000", "folder"]
 Folds = Literal["contiguous", "interleaved", "parts", "random", "none"]
-SamplerName = Literal["query", "pairs", "images", "class", "balanced", "equal", "single"]
+SamplerName = Literal[
+    "query", "pairs", "images", "class", "balanced", "equal", "single", "interactive"
+]
 Pixels = Literal["background", "ignored"]
 LabelMaps = Literal["none", "ids", "base"]
 TransformName = Literal["square", "crop", "pfenet", "native"]
 Points = Literal["dense", "random"] | int
+FewPoints = Literal["dense"] | int
 MaskResize = Literal["torch", "pillow"]
 OptimiserName = Literal["sgd", "adam", "adamw", "rmsprop"]
 ScheduleName = Literal["constant", "step", "poly", "cosine"]
@@ -73,7 +76,8 @@ class DataConfig:
         options: the set's own, as open_set takes them.
         folds: how classes are held out: "contiguous" or "interleaved" blocks of four folds,
             "parts" (the classes of `validation_part` are others than those of `part`), "random"
-            (`splits` parts, drawn with `split_seed`), or "none".
+            (`splits` parts, drawn with `split_seed`), or "none": all are learned, and validation
+            measures them on the `reserved` images.
         fold: which of them is held out.
         reserved: the share of the images that is kept for validation, for sets without parts.
         sampler: how episodes are drawn; see fastfss.training.samplers.
@@ -305,8 +309,9 @@ class ValidationConfig:
         every: steps; 0: never.
         episodes, shots, seed: how many, of how many shots, drawn with what.
         minimum: pixels of its class that an image needs.
+        points: what is annotated of a support: all of it, or so many points of each value.
         protocol: a published one, by its name in fastfss.protocols, instead of the quick figure;
-            `minimum` and `seed` are then the protocol's.
+            `minimum`, `points` and `seed` are then the protocol's.
         select: whether the best weights are kept. The published protocols choose them on the test
             classes, and so does this where `validation_part` and fold are those of the test.
     """
@@ -316,6 +321,7 @@ class ValidationConfig:
     shots: int = 1
     seed: int = 0
     minimum: int = 2048
+    points: FewPoints = "dense"
     protocol: str = ""
     select: bool = True
 
@@ -323,6 +329,9 @@ class ValidationConfig:
         not_negative("validation.every", self.every)
         for key in ("episodes", "shots", "minimum"):
             at_least(f"validation.{key}", getattr(self, key), 1)
+        if isinstance(self.points, int) and not 1 <= self.points <= self.minimum:
+            wanted = f'"dense", or 1 to validation.minimum, {self.minimum}'
+            raise expected("validation.points", wanted, str(self.points))
 
 
 @dataclass(frozen=True)
@@ -404,6 +413,11 @@ class Recipe:
         if self.optimiser.repeat_every and self.run.precision == "fp16":
             wanted = "0 with fp16, whose gradients may overflow"
             raise expected("optimiser.repeat_every", wanted, str(self.optimiser.repeat_every))
-        if self.validation.every and self.data.folds == "none":
-            wanted = 'classes to hold out (data.folds = "random"), or validation.every = 0'
+        data = self.data
+        measured = data.folds != "none" or data.reserved > 0 or data.set != "folder"
+        if self.validation.every and not measured:
+            wanted = (
+                'classes or images to hold out (data.folds = "random", data.reserved = 0.25), or '
+                "validation.every = 0"
+            )
             raise expected("validation.every", wanted, str(self.validation.every))

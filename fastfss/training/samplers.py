@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 
@@ -51,9 +52,11 @@ class Sampler(ABC):
 
     Attributes:
         length: the episodes of a pass over the data.
+        on_query: whether the query is its own support, in which only annotations differ.
     """
 
     length: int
+    on_query: ClassVar[bool] = False
 
     def __init__(self, large: Index, shown: Index, config: DataConfig, seed: int) -> None:
         self.large = {number: tuple(large[number]) for number in sorted(large)}
@@ -221,6 +224,21 @@ class EqualSampler(Sampler):
         return Drawn(number, (chosen,), (tuple(supports),), query)
 
 
+class InteractiveSampler(Sampler):
+    """Interactive networks: every pair of image and class once a pass, annotated on the query."""
+
+    on_query = True
+
+    def __init__(self, large: Index, shown: Index, config: DataConfig, seed: int) -> None:
+        super().__init__(large, shown, config, seed)
+        self.pairs = [(image, number) for number, images in self.large.items() for image in images]
+        self.length = len(self.pairs)
+
+    def _draw(self, number: int, generator: random.Random) -> Drawn:
+        query, chosen = self.pairs[self._in_turn(number)]
+        return Drawn(number, (chosen,), ((query,) * self.config.shots,), query)
+
+
 class SingleSampler(Sampler):
     """AMP: single images without supports, equally many a class, drawn once."""
 
@@ -243,6 +261,7 @@ _SAMPLERS: dict[str, Callable[[Index, Index, DataConfig, int], Sampler]] = {
     "balanced": BalancedSampler,
     "equal": EqualSampler,
     "single": SingleSampler,
+    "interactive": InteractiveSampler,
 }
 
 
@@ -259,13 +278,18 @@ def make_sampler(
         ValueError: a class with too few images for an episode; the published samplers would draw
             for ever.
     """
-    wanted = 1 if config.sampler == "single" else config.shots + 1
+    wanted = images_wanted(config)
     for number, images in large.items():
         if len(images) < wanted:
             few = f"at least {wanted} images for an episode of {config.shots} shots"
             hint = "(data.skip_rare = true leaves it out)"
             raise expected(f"class {names[number]!r}", f"{few} {hint}", str(len(images)))
     return _SAMPLERS[config.sampler](large, shown, config, seed)
+
+
+def images_wanted(config: DataConfig) -> int:
+    """How many images a class needs for an episode."""
+    return 1 if config.sampler in ("single", "interactive") else config.shots + 1
 
 
 @lru_cache(maxsize=4)

@@ -24,13 +24,14 @@ class TrainingStep(nn.Module):
     Args:
         model: the method.
         size: pixels of both sides of the images.
+        on_query: whether the query is its own support.
     """
 
-    def __init__(self, model: FewShotSegmenter, size: int) -> None:
+    def __init__(self, model: FewShotSegmenter, size: int, *, on_query: bool = False) -> None:
         super().__init__()
         self.model = model
         self.size = size
-        self.step = _step_of(model.method)
+        self.step = interactive_step if on_query else _step_of(model.method)
 
     def forward(self, batch: Batch) -> Losses:
         """Losses by name; "total" is what is minimised."""
@@ -54,6 +55,7 @@ def check_step(recipe: Recipe) -> None:
     """
     method, data = recipe.model.method, recipe.data
     _step_of(method)
+    _check_interactive(recipe)
     if data.ways > 1 and method not in _SEVERAL_WAYS:
         wanted = f"1 for {method}, which is trained one way at a time"
         raise expected("data.ways", wanted, str(data.ways))
@@ -90,10 +92,35 @@ def check_step(recipe: Recipe) -> None:
         raise expected("transform", wanted, f"{recipe.transform.kind} with flips or cuts")
 
 
+def _check_interactive(recipe: Recipe) -> None:
+    method, data = recipe.model.method, recipe.data
+    if data.sampler != "interactive":
+        if method in _ON_QUERY:
+            wanted = f'"interactive" for {method}, which is annotated on the query'
+            raise expected("data.sampler", wanted, repr(data.sampler))
+        return
+    if method not in (*_ON_QUERY, *_GUIDED):
+        wanted = f"another for {method}: the guided networks learn from annotated queries"
+        raise expected("data.sampler", wanted, repr(data.sampler))
+    if data.shots != 1:
+        wanted = "1: the query is the one support of an interactive episode"
+        raise expected("data.shots", wanted, str(data.shots))
+    if recipe.validation.protocol:
+        wanted = "none beside interactive episodes: a protocol's supports are other images"
+        raise expected("validation.protocol", wanted, repr(recipe.validation.protocol))
+
+
 def query_step(model: Any, batch: Batch) -> Losses:
     """One way, a loss of the query's logits: HSNet, DCAMA, MLC, CANet, PGNet, PFENet, guided."""
     output = model(batch.support[:, 0], batch.support_mask[:, 0], batch.query)
     return _named(model.loss(output, batch.query_mask))
+
+
+def interactive_step(model: Any, batch: Batch) -> Losses:
+    """Guided networks whose annotation lies on the query, which is encoded once for both."""
+    features = model.encode(batch.query)
+    task = model.support_from([features], batch.support_mask[:, 0])
+    return _named(model.loss(model.segment_from(features, task).logits, batch.query_mask))
 
 
 def ssp_step(model: Any, batch: Batch) -> Losses:
@@ -146,9 +173,12 @@ _NOT_TRAINED: dict[str, dict[str, tuple[object, ...] | range]] = {
 _ONE_SHOT = ("hsnet", "imr-hsnet")
 _SEVERAL_WAYS = ("panet", "ppnet")
 _WITH_LABELS = ("denet", "amp")
+_GUIDED = ("guided-early", "guided-late")
+_ON_QUERY = ("interactive-early", "interactive-late")
 _STEPS: dict[str, Step] = {
     **dict.fromkeys(("hsnet", "dcama", "mlc", "canet", "pgnet", "pfenet"), query_step),
-    **dict.fromkeys(("guided-early", "guided-late"), query_step),
+    **dict.fromkeys(_GUIDED, query_step),
+    **dict.fromkeys(_ON_QUERY, interactive_step),
     "imr-hsnet": imr_step,
     "ssp": ssp_step,
     "panet": ways_step,

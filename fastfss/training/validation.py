@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastfss.data.sparse import sparsify
 from fastfss.methods import FewShotSegmenter
 from fastfss.protocols import FoldMeter, evaluate
 from fastfss.training.checkpoints import random_state, set_random_state
 from fastfss.training.data import TrainingData
 from fastfss.training.processes import Processes
-from fastfss.training.recipe import ValidationConfig
+from fastfss.training.recipe import FewPoints, ValidationConfig
 
 
 def validate(
@@ -24,9 +25,9 @@ def validate(
     """Figures of the held-out classes, the same for any number of processes.
 
     By a published protocol where the recipe names one. Else the episodes are: the class uniformly,
-    then its images without repetition; images and masks are read, and results brought back to the
-    image's own size, as `fit` and `predict` do it. Intersection and union are summed per class, as
-    HSNet has it.
+    then its images without repetition, or one where the query is its own support; images and masks
+    are read, and results brought back to the image's own size, as `fit` and `predict` do it.
+    Intersection and union are summed per class, as HSNet has it.
 
     Args:
         model: as it is to be measured; its mode and all random states are as before afterwards.
@@ -50,8 +51,12 @@ def validate(
         for number in range(group.rank, config.episodes, group.count):
             generator = random.Random(f"{config.seed} validation {number}")
             chosen = generator.choice(classes)
-            *supports, query = generator.sample(data.held_out[chosen], config.shots + 1)
-            found = _segment(model, data, supports, query, chosen)
+            if data.sampler.on_query:
+                supports = [query := generator.choice(data.held_out[chosen])]
+            else:
+                *supports, query = generator.sample(data.held_out[chosen], config.shots + 1)
+            masks = [_annotated(data, n, chosen, config.points, generator) for n in supports]
+            found = _segment(model, data, supports, masks, query, chosen)
             truth = data.validation.mask(query, chosen)
             meter.update(
                 found[None].to(group.device), truth[None].to(group.device), torch.tensor([chosen])
@@ -61,12 +66,25 @@ def validate(
     return meter.compute()
 
 
+def _annotated(
+    data: TrainingData, number: int, cls: int, points: FewPoints, generator: random.Random
+) -> Tensor:
+    """What a support says of a class: (H, W) of {0, 1, 255}."""
+    mask: Tensor = data.validation.mask(number, cls)
+    return mask if points == "dense" else sparsify(mask, points, generator)
+
+
 def _segment(
-    model: FewShotSegmenter, data: TrainingData, supports: Sequence[int], query: int, cls: int
+    model: FewShotSegmenter,
+    data: TrainingData,
+    supports: Sequence[int],
+    masks: Sequence[Tensor],
+    query: int,
+    cls: int,
 ) -> Tensor:
     """The query's labels (H, W)."""
     images = data.validation
-    shots = [(images.image(number), images.mask(number, cls)) for number in supports]
+    shots = [(images.image(n), mask) for n, mask in zip(supports, masks, strict=True)]
     image = images.image(query)
     if data.activations is None:
         result = model.predict(image, model.fit(shots, mask_value=1))

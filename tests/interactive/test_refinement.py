@@ -64,6 +64,26 @@ def test_large_images_get_nearly_the_mask_of_the_whole_filter(
     assert (found & whole).sum() / (found | whole).sum() > 0.97
 
 
+def test_what_the_image_alone_decides_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=generator)
+    probability, other = torch.rand(2, 60, 80, generator=generator)
+    nothing = torch.full((60, 80), 255, dtype=torch.uint8)
+    guided_filter(image, probability, nothing)
+    counts = []
+    monkeypatch.setattr(
+        "fastfss.interactive.refinement.box_means",
+        lambda maps, radius: counts.append(len(maps)) or box_means(maps, radius),
+    )
+    found = guided_filter(image, other, nothing)
+    assert counts == [2, 2]
+    assert torch.equal(found, guided_filter(image.clone(), other, nothing))
+    image.copy_(image.flip(-1))
+    assert torch.equal(
+        guided_filter(image, other, nothing), guided_filter(image.clone(), other, nothing)
+    )
+
+
 def test_a_mask_that_misses_an_edge_moves_to_it() -> None:
     image = torch.zeros(3, 240, 320, dtype=torch.uint8)
     image[:, :, 160:] = 200

@@ -117,6 +117,50 @@ def test_supports_may_be_annotated_by_points(points: Any, shapes: Path, images: 
         assert all(count in (0, points) for pair in counts for count in pair)
 
 
+@pytest.mark.parametrize("kind", ["square", "crop", "native"])
+@pytest.mark.parametrize("points", ["dense", 3])
+def test_an_interactive_support_is_the_query_as_it_is_seen(
+    points: Any, kind: str, shapes: Path, images: MaskSet
+) -> None:
+    recipe = tiny_recipe(
+        shapes,
+        "guided-late",
+        data={"sampler": "interactive", "points": points, "reserved": 0.0},
+        transform={"kind": kind, "size": 40, "flip": 0.5},
+        run={"steps": 1, "batch": 1},
+    )
+    made = dataset(recipe, images)
+    annotated = 0
+    for number in range(12):
+        batch = made[number]
+        said, truth = batch.support_mask[0, 0, 0], batch.query_mask[0]
+        assert torch.equal(batch.support[0, 0, 0], batch.query[0])
+        assert torch.equal(said[said != 255], truth[said != 255])
+        annotated += int((said != 255).sum())
+        if points == "dense":
+            assert torch.equal(said, truth)
+        else:
+            assert all(int((said == value).sum()) in (0, points) for value in (0, 1))
+    assert annotated
+
+
+def test_where_all_classes_are_learned_reserved_images_are_measured(
+    shapes: Path, images: MaskSet
+) -> None:
+    recipe = tiny_recipe(
+        shapes,
+        "guided-late",
+        data={"sampler": "interactive", "folds": "none"},
+        validation={"every": 1, "minimum": 20},
+    )
+    data = prepare_data(recipe, images, images)
+    learned = {n for members in data.sampler.large.values() for n in members}
+    measured = {n for members in data.held_out.values() for n in members}
+    assert data.sampler.large.keys() == images.classes.keys()
+    assert data.held_out.keys() <= images.classes.keys()
+    assert measured and not learned & measured
+
+
 def test_images_may_stay_as_they_are(shapes: Path, images: MaskSet) -> None:
     recipe = tiny_recipe(shapes, transform={"kind": "native"}, run={"steps": 1, "batch": 1})
     made = dataset(recipe, images)
@@ -222,7 +266,9 @@ def test_a_protocol_that_tests_what_is_learned_is_refused(shapes: Path, images: 
 
 def test_no_held_out_image_is_an_error_before_training(shapes: Path, images: MaskSet) -> None:
     recipe = tiny_recipe(shapes, validation={"every": 1, "minimum": 10**6})
-    with pytest.raises(ValueError, match="a held-out class with more than 1 images, got none of 2"):
+    with pytest.raises(
+        ValueError, match="a class to measure with at least 2 held-out images, got none of 2"
+    ):
         prepare_data(recipe, images, images)
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastfss import create_model
+from fastfss.encoders import Encoder
 from fastfss.errors import CheckpointError
 from fastfss.training import Recipe, train
 from fastfss.training.loop import _Run
@@ -84,6 +85,86 @@ def test_a_run_that_was_stopped_at_any_step_goes_on_to_the_same_weights(
         assert [{k: v for k, v in row.items() if k not in times} for row in both[0]] == [
             {k: v for k, v in row.items() if k not in times} for row in both[1]
         ]
+
+
+# What a guided network's two recipes for a CPU do, and what its published ones.
+REGIMES: dict[str, dict[str, Any]] = {
+    "episodes, maps kept": {
+        "data": {"sampler": "equal", "points": "random"},
+        "optimiser": {"name": "adam", "groups": [{"pattern": "encoder.*", "lr": 0.0}]},
+        "cache": {"maps": "fp16"},
+    },
+    "annotated queries, maps kept": {
+        "data": {"sampler": "interactive", "points": "random", "folds": "none"},
+        "optimiser": {"name": "adam", "groups": [{"pattern": "encoder.*", "lr": 0.0}]},
+        "cache": {"maps": "fp16"},
+    },
+    "annotated queries": {
+        "data": {"sampler": "interactive", "points": "random", "folds": "none"},
+        "transform": {"kind": "native"},
+        "run": {"steps": 5, "batch": 1},
+        "optimiser": {"lr": 1e-4, "momentum": 0.99},
+    },
+}
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_both_regimes_of_guided_networks_go_on_to_the_same_weights(
+    regime: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "run": {"steps": 5, "batch": 2},
+        "schedule": {"kind": "cosine"},
+        "validation": {"every": 2, "episodes": 2, "minimum": 20, "points": 2},
+        **REGIMES[regime],
+    }
+    recipe = tiny_recipe(shapes, "guided-late", **settings)
+    whole = run(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(Killed):
+            run(recipe, tmp_path / "stopped")
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    assert equal(whole, run(recipe, tmp_path / "stopped", resume=True))
+    measured = [[row["miou"] for row in rows(tmp_path / name, "validation")]
+                for name in ("whole", "stopped")]  # fmt: skip
+    assert measured[0] == measured[1] and len(measured[0]) == 3
+
+
+def test_an_annotated_query_is_encoded_once(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    forward = Encoder.forward
+    monkeypatch.setattr(
+        Encoder, "forward", lambda self, *a, **k: seen.append(len(a[0])) or forward(self, *a, **k)
+    )
+    data = {"sampler": "interactive", "points": 3, "folds": "none"}
+    run(tiny_recipe(shapes, "guided-late", data=data, run={"steps": 2, "batch": 3}), tmp_path)
+    assert seen == [3, 3]
+
+
+def test_annotated_queries_are_learned_from(shapes: Path, tmp_path: Path) -> None:
+    """From next to nothing to most of the shapes on images that were not learned from."""
+    recipe = tiny_recipe(
+        shapes,
+        "guided-late",
+        model={"layers": ["layer1"], "size": 40},
+        data={"sampler": "interactive", "points": "random", "folds": "none"},
+        transform={"size": 40},
+        optimiser={"name": "adam", "lr": 3e-3},
+        run={"steps": 60, "batch": 4},
+        validation={"every": 60, "episodes": 24, "minimum": 20, "points": 5, "select": False},
+    )
+    first = tiny_recipe(shapes, "guided-late", **{
+        "model": {"layers": ["layer1"], "size": 40}, "optimiser": {"lr": 1e-12},
+        "data": {"sampler": "interactive", "points": "random", "folds": "none"},
+        "transform": {"size": 40}, "run": {"steps": 1, "batch": 1},
+        "validation": {"every": 1, "episodes": 24, "minimum": 20, "points": 5},
+    })  # fmt: skip
+    run(first, tmp_path / "first"), run(recipe, tmp_path / "last")
+    before, after = (rows(tmp_path / n, "validation")[-1]["miou"] for n in ("first", "last"))
+    assert after > before + 20, (before, after)
 
 
 def test_loaders_and_global_seeds_change_nothing(shapes: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ TINY: dict[str, tuple[str, list[str], int, dict[str, Any]]] = {
     "guided-early": ("fcn_vgg16_lite", [], 40, {}),
     "guided-late": ("fcn_vgg16_lite", [], 40, {}),
     "hsnet": ("mobilenet_v2", [], 64, {}),
+    "interactive-early": ("fcn_vgg16_lite", [], 40, {}),
+    "interactive-late": ("fcn_vgg16_lite", [], 40, {}),
     "imr-hsnet": ("mobilenet_v2", [], 64, {}),
     "mlc": ("resnet18", ["layer2"], 40, {}),
     "panet": ("resnet18", ["layer2"], 40, {}),
@@ -70,6 +72,7 @@ def test_every_recipe_makes_a_step(name: str, shapes: Path, tmp_path: Path) -> N
 def test_every_method_has_a_recipe() -> None:
     # Cue fusion has a program of its own, and label propagation nothing to train.
     wanted = set(list_models()) - {"cue-fusion", "propagation"}
+    wanted |= {"interactive-early", "interactive-late"}  # no few-shot methods, but trained
     assert {load_recipe(name).model.method for name in list_recipes()} == wanted
 
 
@@ -125,6 +128,8 @@ def test_bases_in_a_circle_are_an_error(tmp_path: Path) -> None:
         ("data.fold=4", ValueError, r"data\.fold: expected 0 to 3, got 4"),
         ("data.set=imagenet", ValueError, r"data\.set: expected one of pascal, coco"),
         ("transform.kind=native", ValueError, r"run\.batch: .*no part has images of two sizes"),
+        ("validation.points=0", ValueError, r"validation\.points: .*dense.*, got 0"),
+        ("validation.points=4000", ValueError, r"validation\.points: .*1 to validation\.minimum"),
         ("data.points=0", ValueError, r"data\.points: expected at least 1, got 0"),
         ("data.points=few", TypeError, r"data\.points: .*dense, random or a whole number"),
         ("data.ways=2", ValueError, r'data\.sampler: expected "class" for 2 ways'),
@@ -176,6 +181,14 @@ def test_a_cut_at_random_cannot_be_cached() -> None:
         ("mlc-pascal", "model.options.latent_classes=50", r"model\.options\.latent_classes"),
         ("amp-pascal", "validation.protocol=denet", r"model\.options\.background: .* 'running'"),
         ("imr-hsnet-pascal", "validation.protocol=hsnet", r"validation\.protocol: expected none"),
+        ("ssp-pascal", "data.sampler=interactive", r"data\.sampler: expected another for ssp"),
+        ("interactive-late-pascal", "data.sampler=pairs", r"data\.sampler: .*for interactive-late"),
+        ("guided-late-interactive-cpu", "data.shots=2", r"data\.shots: expected 1: the query"),
+        (
+            "guided-late-interactive-cpu",
+            "validation.protocol=hsnet",
+            r"validation\.protocol: .*none",
+        ),
         ("ssp-pascal", "model.method=sspp", r"model\.method: expected one of amp"),
     ],
 )
@@ -184,6 +197,13 @@ def test_episodes_that_a_method_cannot_use_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_step(load_recipe(recipe, [change]))
+
+
+def test_without_held_out_classes_images_must_be_held_out() -> None:
+    changes = ["data.folds=none", "data.reserved=0"]
+    with pytest.raises(ValueError, match=r"validation\.every: expected classes or images"):
+        load_recipe("hsnet-cpu", changes)
+    assert load_recipe("hsnet-cpu", [*changes, "validation.every=0"]).validation.every == 0
 
 
 def test_only_what_decides_the_outcome_counts() -> None:

@@ -34,7 +34,7 @@ def test_an_episode_shows_its_class_in_other_images(name: str, shots: int) -> No
         assert drawn.query in SHOWN[chosen]
 
 
-@pytest.mark.parametrize("name", (*EPISODES, "equal", "single"))
+@pytest.mark.parametrize("name", (*EPISODES, "equal", "single", "interactive"))
 def test_an_episode_depends_on_its_number_and_the_seed_alone(name: str) -> None:
     forward = draws(sampler(name))
     one = sampler(name)
@@ -42,7 +42,7 @@ def test_an_episode_depends_on_its_number_and_the_seed_alone(name: str) -> None:
     assert draws(sampler(name, seed=1)) != forward
 
 
-@pytest.mark.parametrize("name, each", [("images", 8), ("pairs", 12)])
+@pytest.mark.parametrize("name, each", [("images", 8), ("pairs", 12), ("interactive", 12)])
 def test_a_pass_has_every_query_once_and_the_next_another_order(name: str, each: int) -> None:
     one = sampler(name)
     assert one.length == each
@@ -100,6 +100,17 @@ def test_a_list_longer_than_the_classes_can_fill_is_named() -> None:
 
 def test_single_images_have_no_support() -> None:
     assert all(drawn.supports == () for drawn in draws(sampler("single")))
+
+
+def test_an_interactive_query_is_its_own_support() -> None:
+    for drawn in draws(sampler("interactive")):
+        assert drawn.supports == ((drawn.query,),)
+        assert drawn.query in LARGE[drawn.classes[0]]
+
+
+def test_one_image_of_a_class_is_enough_where_it_is_annotated_itself() -> None:
+    config = DataConfig(set="folder", sampler="interactive")
+    assert make_sampler({1: [4]}, {1: [4]}, config, 0, NAMES).draw(0).query == 4
 
 
 def test_a_class_with_too_few_images_is_named() -> None:
