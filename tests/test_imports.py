@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fastfss"
 # From the bottom up: a part imports from its own row and from the rows above it in this list, and
 # within a row no two parts import each other.
 LAYERS = (
-    {"errors", "atomic", "caching", "reading", "_native", "kernels"},
+    {"allocation", "errors", "atomic", "caching", "reading", "_native", "kernels"},
     {"data", "result", "weights", "task", "ops"},
     {"annotation", "encoders", "text"},
     {"methods"},

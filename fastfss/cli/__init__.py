@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastfss.allocation import keep_freed_memory
 from fastfss.errors import MissingExtraError, import_extra
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:

@@ -18,7 +18,6 @@ from fastfss.data.videos import VideoSet, open_davis
 from fastfss.methods import FewShotSegmenter
 from fastfss.protocols.davis import evaluate_davis
 from fastfss.protocols.davis_interactive import evaluate_interactive
-from fastfss.video import keep_freed_memory
 
 INTERACTIVE = "davis-interactive"
 ABOUT_INTERACTIVE = "the same from scribbles, eight rounds: AUC and J&F after 60 s"
@@ -55,7 +54,6 @@ def run_davis(
         refinement: of the session.
         out: the folder.
     """
-    keep_freed_memory()
     chosen = dict(list(videos.videos.items())[:count])
     total = sum(max(video.annotations) for video in chosen.values())
     with progress_bar(Console(stderr=True)) as bar:
@@ -96,7 +94,6 @@ def run_interactive(
     out: Path,
 ) -> None:
     """Run DAVIS's interactive loop and write results.json; as `run_davis`."""
-    keep_freed_memory()
     chosen = dict(list(videos.videos.items())[:count])
     scribbles = videos.root / "Scribbles"
     with progress_bar(Console(stderr=True)) as bar:

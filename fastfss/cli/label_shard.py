@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastfss.allocation import keep_freed_memory
 from fastfss.cli.label_formats import RECORDS, ShardFiles, count_failed
 from fastfss.cli.label_images import LabelImage
 from fastfss.cli.prediction_run import is_the_querys_own
@@ -91,6 +92,7 @@ class LabelJob:
         """Load the model and the tasks, and return what labels a shard."""
         from fastfss.cli.predict import build_model, load_task
 
+        keep_freed_memory()
         torch.set_num_threads(self.threads)
         model = build_model(self.settings, device, self.backend)
         files = [way.task for way in self.settings.ways if way.task is not None]

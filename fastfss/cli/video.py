@@ -43,7 +43,7 @@ from fastfss.cli.prediction_settings import PredictionSettings, Way, differences
 from fastfss.errors import expected
 from fastfss.interactive.refinement import RefinementName
 from fastfss.reading import read_json
-from fastfss.video import VideoSession, keep_freed_memory
+from fastfss.video import VideoSession
 from fastfss.video.export import ExportFormat
 from fastfss.video.label_files import read_labels
 from fastfss.video.opening import open as open_session
@@ -147,7 +147,6 @@ def video(
     check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    keep_freed_memory()
     opened = open_source(source)
     last = _last(opened, frame, direction, first, last)
     labels = None if mask is None else read_labels(mask, opened.size, "--mask")

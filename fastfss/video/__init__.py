@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastfss.video.allocation import keep_freed_memory
+from fastfss.allocation import keep_freed_memory
 from fastfss.video.limits import Limits
 from fastfss.video.log import Event
 from fastfss.video.memory import MemoryConfig
