@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.compare import compare
+from bench.methods.measuring import measure
 from fastfss import DCAMA, create_encoder
 from tests.methods.published_dcama import published_forward
 
@@ -29,17 +29,10 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     task = fast.encode_support(images.to(dtype), masks)
     typed = query.to(dtype)
     supports, support_masks = list(images.unbind(1)), list(masks.unbind(1))
-    measured = compare(
-        {
-            "published": lambda: published_forward(model, supports, support_masks, query),
-            "ours": lambda: fast.segment(typed, task),
-        },
-        seconds=20,
-        min_rounds=3,
-        caches="warm",
+    measure(
+        benchmark,
+        f"DCAMA {shots}-shot {dtype}",
+        lambda: published_forward(model, supports, support_masks, query),
+        lambda: fast.segment(typed, task).logits,
+        dtype=dtype,
     )
-    benchmark.pedantic(lambda: fast.segment(typed, task), rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(), ratio=round(measured.ratio("published", "ours"), 2)
-    )
-    print(f"\nDCAMA {shots}-shot {dtype}: {measured}")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.compare import compare
+from bench.methods.measuring import measure
 from fastfss import MLC, create_encoder
 from tests.methods.published_mlc import published_forward
 from tests.published import panet_masked_average_pool
@@ -45,16 +45,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
         def ours() -> torch.Tensor:
             return fast.segment(typed, task).logits
 
-        difference = (ours().float() - published()).abs().max()
-        measured = compare({"published": published, "ours": ours}, seconds=25, caches="warm")
-        benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published", "ours"), 2),
-        largest_difference=float(difference),
-    )
-    print(f"\nMLC {shots}-shot {dtype}: {measured}\n  largest difference {difference:.1e}")
-    assert difference < (1e-3 if dtype == torch.float32 else 0.5)
+    measure(benchmark, f"MLC {shots}-shot {dtype}", published, ours, dtype=dtype)
 
 
 def test_support_pooling(benchmark: Any) -> None:
@@ -70,12 +61,4 @@ def test_support_pooling(benchmark: Any) -> None:
     def ours() -> torch.Tensor:
         return model.pool(features, mask)
 
-    with torch.inference_mode():
-        difference = (ours() - published()).abs().max()
-        measured = compare({"published": published, "ours": ours}, seconds=25, caches="warm")
-        benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(), ratio=round(measured.ratio("published", "ours"), 2)
-    )
-    print(f"\nMLC support pooling: {measured}\n  largest difference {difference:.1e}")
-    assert difference < 1e-5
+    measure(benchmark, "MLC support pooling", published, ours, tolerance=1e-5, reads=[features])

@@ -6,14 +6,13 @@ object covers 18 % of a support. Times do not depend on the weights, which are r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.compare import compare
+from bench.methods.measuring import measure
 from fastfss import PFENet, Task, create_encoder
 from tests.methods.published_pfenet import published_forward, published_head, scaled_prior
 
@@ -33,29 +32,6 @@ def episode(shots: int) -> tuple[Tensor, Tensor, Tensor]:
     masks = torch.zeros(1, shots, SIZE, SIZE)
     masks[..., 100:300, 150:352] = 1
     return images, masks, torch.randn(1, 3, SIZE, SIZE, generator=generator)
-
-
-def report(
-    benchmark: Any,
-    name: str,
-    published: Callable[[], Tensor],
-    ours: Callable[[], Tensor],
-    tolerance: float,
-    seconds: float,
-) -> None:
-    """Checks that both give the same, then times them in turns."""
-    with torch.inference_mode():
-        wanted = published().float()
-        difference = float((ours().float() - wanted).abs().max() / wanted.abs().max())
-        measured = compare({"published": published, "ours": ours}, seconds=seconds, caches="warm")
-        benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published", "ours"), 2),
-        largest_difference=difference,
-    )
-    print(f"\nPFENet {name}: {measured}\n  largest relative difference {difference:.1e}")
-    assert difference < tolerance
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
@@ -87,7 +63,8 @@ def test_prior(benchmark: Any, shots: int, dtype: torch.dtype) -> None:
         exact, rounded = published(torch.float32), published().float()
         print(f"\n  error of the published form in {dtype}: {(rounded - exact).abs().max():.1e}")
         assert (ours() - exact).abs().max() < 2e-4
-    report(benchmark, f"prior, {shots} shots, {dtype}", published, ours, 2.0, seconds=12)
+    title = f"PFENet's prior, {shots} shots, {dtype}"
+    measure(benchmark, title, published, ours, dtype=dtype, seconds=12, tolerance=2.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
@@ -114,8 +91,7 @@ def test_head(benchmark: Any, dtype: torch.dtype) -> None:
     def ours() -> Tensor:
         return fast._decode(last, high_last, [task], auxiliary=False)[0]
 
-    tolerance = 1e-3 if dtype == torch.float32 else 0.5
-    report(benchmark, f"head {dtype}", published, ours, tolerance, seconds=12)
+    measure(benchmark, f"PFENet's head, {dtype}", published, ours, dtype=dtype, seconds=12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
@@ -136,8 +112,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     def ours() -> Tensor:
         return fast.segment(typed, task).logits
 
-    tolerance = 1e-3 if dtype == torch.float32 else 0.5
-    report(benchmark, f"{shots}-shot, {dtype}", published, ours, tolerance, seconds=25)
+    measure(benchmark, f"PFENet {shots}-shot, {dtype}", published, ours, dtype=dtype)
 
 
 @pytest.mark.parametrize("ways", [5])
@@ -154,4 +129,4 @@ def test_ways_in_one_batch(benchmark: Any, ways: int) -> None:
     def together() -> Tensor:
         return fast.segment(query, tasks).margins
 
-    report(benchmark, f"{ways} ways", apart, together, 1e-3, seconds=25)
+    measure(benchmark, f"PFENet {ways} ways", apart, together)

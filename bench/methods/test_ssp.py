@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.compare import compare
+from bench.methods.measuring import measure
 from fastfss import SSP, create_encoder
 from tests.methods.published_ssp import published_forward
 
@@ -73,13 +73,4 @@ def test_query_with_cached_support(
         def ours() -> Tensor:
             return fast.segment(typed, task).logits
 
-        difference = (ours().float() - published()).abs().max()
-        measured = compare({"published": published, "ours": ours}, seconds=25, caches="warm")
-        benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published", "ours"), 2),
-        largest_difference=float(difference),
-    )
-    print(f"\nSSP {shots}-shot {dtype}: {measured}\n  largest difference {difference:.1e}")
-    assert difference < (1e-3 if dtype == torch.float32 else 0.5)
+    measure(benchmark, f"SSP {shots}-shot {dtype}", published, ours, dtype=dtype)
