@@ -16,6 +16,15 @@ from bench.flop import flop_of
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
+def episode(shots: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Supports (1, K, 3, H, W) of noise, their masks (1, K, H, W), and a query (1, 3, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, shots, 3, size, size, generator=generator)
+    masks = torch.zeros(1, shots, size, size)
+    masks[..., 100:300, 150:350] = 1
+    return images, masks, torch.randn(1, 3, size, size, generator=generator)
+
+
 def measure(
     benchmark: Any,
     title: str,

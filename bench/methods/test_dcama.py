@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.methods.measuring import measure
+from bench.methods.measuring import episode, measure
 from fastfss import DCAMA, create_encoder
 from tests.methods.published_dcama import published_forward
 
@@ -21,11 +21,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     torch.manual_seed(0)
     model = DCAMA(create_encoder("blocks_resnet50")).eval()
     fast = model.for_inference(dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
-    masks = torch.zeros(1, shots, SIZE, SIZE)
-    masks[..., 100:300, 150:350] = 1
-    query = torch.randn(1, 3, SIZE, SIZE, generator=generator)
+    images, masks, query = episode(shots, SIZE)
     task = fast.encode_support(images.to(dtype), masks)
     typed = query.to(dtype)
     supports, support_masks = list(images.unbind(1)), list(masks.unbind(1))

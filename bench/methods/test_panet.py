@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.methods.measuring import measure
+from bench.methods.measuring import episode, measure
 from fastfss import PANet, create_encoder
 from fastfss.methods.panet import enlarge
 from tests.methods.published_panet import published_prototypes, published_scores
@@ -21,12 +21,6 @@ from tests.methods.published_panet import published_prototypes, published_scores
 SIZE, GRID, CHANNELS = 417, 53, 512
 
 SHOTS = pytest.mark.parametrize("shots", [1, 5])
-
-
-def masks_of(shots: int) -> Tensor:
-    masks = torch.zeros(1, shots, SIZE, SIZE)
-    masks[..., 100:300, 150:350] = 1
-    return masks
 
 
 def published_logits(supports: Tensor, features: Tensor, masks: Tensor) -> Tensor:
@@ -42,7 +36,7 @@ def test_head(benchmark: Any, shots: int) -> None:
     model = PANet(create_encoder("panet_vgg16"))
     supports = torch.randn(1, shots, CHANNELS, GRID, GRID, generator=generator)
     features = torch.randn(1, CHANNELS, GRID, GRID, generator=generator)
-    masks = masks_of(shots)
+    _, masks, _ = episode(shots, SIZE)
     # As the encoder of for_inference returns them.
     own_supports = list(supports[0].to(memory_format=torch.channels_last).split(1))
     own_features = features.to(memory_format=torch.channels_last)
@@ -65,10 +59,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     torch.manual_seed(0)
     model = PANet(create_encoder("panet_vgg16")).eval()
     fast = model.for_inference(dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
-    query = torch.randn(1, 3, SIZE, SIZE, generator=generator)
-    masks = masks_of(shots)
+    images, masks, query = episode(shots, SIZE)
     with torch.inference_mode():
         task = fast.encode_support(images.to(dtype), masks)
     typed = query.to(dtype)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.methods.measuring import measure
+from bench.methods.measuring import episode, measure
 from fastfss import PFENet, Task, create_encoder
 from tests.methods.published_pfenet import published_forward, published_head, scaled_prior
 
@@ -26,14 +26,6 @@ def model() -> PFENet:
     return PFENet(create_encoder("pfenet_resnet50")).eval()
 
 
-def episode(shots: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
-    masks = torch.zeros(1, shots, SIZE, SIZE)
-    masks[..., 100:300, 150:352] = 1
-    return images, masks, torch.randn(1, 3, SIZE, SIZE, generator=generator)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shots", [1, 5])
 def test_prior(benchmark: Any, shots: int, dtype: torch.dtype) -> None:
@@ -43,7 +35,7 @@ def test_prior(benchmark: Any, shots: int, dtype: torch.dtype) -> None:
     the published form of the same values in float32.
     """
     segmenter = model()
-    _, masks, _ = episode(shots)
+    _, masks, _ = episode(shots, SIZE)
     generator = torch.Generator().manual_seed(1)
     maps = torch.randn(1 + shots, 2048, GRID, GRID, generator=generator).relu().to(dtype)
     query, support = maps[:1], maps[1:]
@@ -78,7 +70,7 @@ def test_head(benchmark: Any, dtype: torch.dtype) -> None:
     high = torch.randn(1, 2048, GRID, GRID, generator=generator).relu().to(dtype)
     last = features.to(memory_format=torch.channels_last)
     high_last = high.to(memory_format=torch.channels_last)
-    images, masks, _ = episode(1)
+    images, masks, _ = episode(1, SIZE)
     with torch.inference_mode():
         task = fast.encode_support(images.to(dtype), masks)
         vector = task.tensors["vector"][:, 0, :, None, None]
@@ -100,7 +92,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     """End to end; the published side in float32."""
     segmenter = model()
     fast = segmenter.for_inference(dtype=dtype)
-    images, masks, query = episode(shots)
+    images, masks, query = episode(shots, SIZE)
     with torch.inference_mode():
         task = fast.encode_support(images.to(dtype), masks)
     typed = query.to(dtype)
@@ -119,7 +111,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
 def test_ways_in_one_batch(benchmark: Any, ways: int) -> None:
     """Five tasks on one query, against a call each."""
     fast = model().for_inference()
-    images, masks, query = episode(1)
+    images, masks, query = episode(1, SIZE)
     with torch.inference_mode():
         tasks = [fast.encode_support(images.roll(way, -1), masks) for way in range(ways)]
 

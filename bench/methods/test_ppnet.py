@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.methods.measuring import measure
+from bench.methods.measuring import episode, measure
 from fastfss import PPNet, Task, create_encoder
 from fastfss.methods.parts import episode_vectors
 from tests.methods.published_ppnet import published_prototypes, published_scores
@@ -25,12 +25,6 @@ from tests.methods.published_ppnet import published_prototypes, published_scores
 SIZE, GRID, CHANNELS = 417, 53, 2048
 
 SHOTS = pytest.mark.parametrize("shots", [1, 5])
-
-
-def masks_of(shots: int) -> Tensor:
-    masks = torch.zeros(1, shots, SIZE, SIZE)
-    masks[..., 100:300, 150:350] = 1
-    return masks
 
 
 def indices(model: PPNet, masks: Tensor) -> Tensor:
@@ -58,7 +52,7 @@ def test_head(benchmark: Any, shots: int) -> None:
     generator = torch.Generator().manual_seed(0)
     supports = torch.randn(1, shots, CHANNELS, GRID, GRID, generator=generator)
     features = torch.randn(1, CHANNELS, GRID, GRID, generator=generator)
-    masks = masks_of(shots)
+    _, masks, _ = episode(shots, SIZE)
     starts = indices(model, masks)
     regions = torch.stack([masks == 1, masks != 1], dim=2)
     # As the encoder of for_inference returns them.
@@ -92,10 +86,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     torch.manual_seed(0)
     model = PPNet(create_encoder("ppnet_resnet50")).eval()
     fast = model.for_inference(dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
-    query = torch.randn(1, 3, SIZE, SIZE, generator=generator)
-    masks = masks_of(shots)
+    images, masks, query = episode(shots, SIZE)
     starts = indices(model, masks)
     typed, typed_images = query.to(dtype), images.to(dtype)
     with torch.inference_mode():
