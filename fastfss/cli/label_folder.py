@@ -157,10 +157,7 @@ class LabelFolder(HeldFolder):
         if shard_size not in (None, before["shard_size"]):
             changes.append(f"shard_size was {before['shard_size']}, now {shard_size}")
         if changes:
-            raise ValueError(
-                f"--out '{self.path}': made with other settings ({'; '.join(changes)}); choose "
-                "another folder, or give --overwrite to begin anew"
-            )
+            raise self._made_otherwise(changes)
 
     def _first_other_image(self) -> str:
         with (self.path / IMAGES).open(encoding="ascii") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +43,12 @@ class HeldFolder:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def _made_otherwise(self, changes: Iterable[str]) -> ValueError:
+        return ValueError(
+            f"--out '{self.path}': made with other settings ({'; '.join(changes)}); choose "
+            "another folder, or give --overwrite to begin anew"
+        )
 
     def close(self) -> None:
         """Let the next run in."""

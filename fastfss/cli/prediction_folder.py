@@ -188,10 +188,7 @@ class PredictionFolder(HeldFolder):
             raise expected(f"--out '{self.path / JOURNAL}'", wanted, came)
         # A run that came to nothing binds nobody to its settings.
         if records and (changes := differences(header["settings"], self._settings)):
-            raise ValueError(
-                f"--out '{self.path}': made with other settings ({'; '.join(changes)}); choose "
-                "another folder, or give --overwrite to begin anew"
-            )
+            raise self._made_otherwise(changes)
         self._names = header["names"]
         self._records = records
 
