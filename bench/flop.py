@@ -3,7 +3,8 @@
 torch.utils.flop_counter knows the products. Convolutions are counted here without the taps that
 fall into padding (of a dilation of 36 on a map of 41 x 41 that is most of them), our operations by
 their formulas, of selected positions alone. Additions, norms, activations and resizing are left
-out: the count is a lower bound.
+out: the count is a lower bound, for convolutions that are summed tap by tap (Winograd's need fewer
+products).
 """
 
 from __future__ import annotations
