@@ -87,7 +87,7 @@ def read_training_state(path: Path, recipe: Recipe, episodes: str) -> dict[str, 
         raise CheckpointError(f"{path}: expected a checkpoint of a training, got another file")
     sampler, settings = state.get("sampler"), state.get("recipe")
     if not isinstance(sampler, dict) or not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: damaged, its sampler or recipe is missing")
+        raise CheckpointError(f"{path}: damaged, without its sampler or recipe")
     if state.get("digest") != recipe_digest(recipe):
         changed = "; ".join(differences(deciding(recipe), settings))
         raise expected("recipe", f"that of {path}", f"another ({changed})")
