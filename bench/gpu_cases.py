@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.ops.test_center_pivot_conv4d import taps
+from bench.flop import taps
 from fastfss import ops
 from fastfss.methods.hypercorrelation import CenterPivotConv4d, HypercorrelationLearner
 from fastfss.ops.dense_correlation import dense_correlation_reference

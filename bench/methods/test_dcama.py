@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.compare import compare
+from bench.methods.measuring import episode, measure
 from fastfss import DCAMA, create_encoder
 from tests.methods.published_dcama import published_forward
 
@@ -21,25 +21,14 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     torch.manual_seed(0)
     model = DCAMA(create_encoder("blocks_resnet50")).eval()
     fast = model.for_inference(dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
-    masks = torch.zeros(1, shots, SIZE, SIZE)
-    masks[..., 100:300, 150:350] = 1
-    query = torch.randn(1, 3, SIZE, SIZE, generator=generator)
+    images, masks, query = episode(shots, SIZE)
     task = fast.encode_support(images.to(dtype), masks)
     typed = query.to(dtype)
     supports, support_masks = list(images.unbind(1)), list(masks.unbind(1))
-    measured = compare(
-        {
-            "published": lambda: published_forward(model, supports, support_masks, query),
-            "ours": lambda: fast.segment(typed, task),
-        },
-        seconds=20,
-        min_rounds=3,
-        caches="warm",
+    measure(
+        benchmark,
+        f"DCAMA {shots}-shot {dtype}",
+        lambda: published_forward(model, supports, support_masks, query),
+        lambda: fast.segment(typed, task).logits,
+        dtype=dtype,
     )
-    benchmark.pedantic(lambda: fast.segment(typed, task), rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(), ratio=round(measured.ratio("published", "ours"), 2)
-    )
-    print(f"\nDCAMA {shots}-shot {dtype}: {measured}")

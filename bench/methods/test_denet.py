@@ -93,4 +93,5 @@ def test_classifiers_of_a_batch(benchmark: Any) -> None:
         "DENet's classifiers, batch of 8, 81 classes",
         lambda: published_classifier(model.estimator, features, prototypes, labels)[1],
         lambda: model.head(features, [task]).binary(),
+        reads=[features],
     )

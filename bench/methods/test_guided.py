@@ -108,7 +108,8 @@ def test_update_after_the_encoder(benchmark: Any, ways: int) -> None:
         guidance, _ = fast.guide(own, labels, FRAME, ways + 1)
         return fast.decode(fast.value_scores(of_query, guidance), FRAME)
 
-    measure(benchmark, f"guidance, head and decoder, {ways} ways", published, ours)
+    title = f"guidance, head and decoder, {ways} ways"
+    measure(benchmark, title, published, ours, reads=[own])
 
 
 @torch.no_grad()
@@ -159,4 +160,5 @@ def test_update_after_the_full_encoder(benchmark: Any) -> None:
         return model.decode(model.value_scores(of_query, guidance), FRAME)
 
     assert image.shape[2:] == FRAME
-    measure(benchmark, "guidance, head and decoder, 4096 channels", published, ours)
+    title = "guidance, head and decoder, 4096 channels"
+    measure(benchmark, title, published, ours, reads=[features])

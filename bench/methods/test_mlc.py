@@ -11,20 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench.compare import compare
+from bench.methods.measuring import episode, measure
 from fastfss import MLC, create_encoder
 from tests.methods.published_mlc import published_forward
 from tests.published import panet_masked_average_pool
 
 SIZE = 473
-
-
-def episode(shots: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
-    masks = torch.zeros(1, shots, SIZE, SIZE)
-    masks[..., 100:300, 150:350] = 1
-    return images, masks, torch.randn(1, 3, SIZE, SIZE, generator=generator)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -33,7 +25,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     torch.manual_seed(0)
     model = MLC(create_encoder("deep_resnet50")).eval()
     fast = model.for_inference(dtype=dtype)
-    images, masks, query = episode(shots)
+    images, masks, query = episode(shots, SIZE)
     supports, support_masks = list(images.unbind(1)), list(masks.unbind(1))
     with torch.inference_mode():
         task = fast.encode_support(images.to(dtype), masks)
@@ -45,23 +37,14 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
         def ours() -> torch.Tensor:
             return fast.segment(typed, task).logits
 
-        difference = (ours().float() - published()).abs().max()
-        measured = compare({"published": published, "ours": ours}, seconds=25, caches="warm")
-        benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published", "ours"), 2),
-        largest_difference=float(difference),
-    )
-    print(f"\nMLC {shots}-shot {dtype}: {measured}\n  largest difference {difference:.1e}")
-    assert difference < (1e-3 if dtype == torch.float32 else 0.5)
+    measure(benchmark, f"MLC {shots}-shot {dtype}", published, ours, dtype=dtype)
 
 
 def test_support_pooling(benchmark: Any) -> None:
     """What is left of the support side behind the encoder."""
     model = MLC(create_encoder("deep_resnet50")).eval()
     features = torch.randn(1, 1024, 60, 60, generator=torch.Generator().manual_seed(0))
-    mask = episode(1)[1][:, 0]
+    mask = episode(1, SIZE)[1][:, 0]
 
     def published() -> torch.Tensor:
         pooled = [panet_masked_average_pool(features, (mask == v).float()) for v in (1, 0)]
@@ -70,12 +53,4 @@ def test_support_pooling(benchmark: Any) -> None:
     def ours() -> torch.Tensor:
         return model.pool(features, mask)
 
-    with torch.inference_mode():
-        difference = (ours() - published()).abs().max()
-        measured = compare({"published": published, "ours": ours}, seconds=25, caches="warm")
-        benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(), ratio=round(measured.ratio("published", "ours"), 2)
-    )
-    print(f"\nMLC support pooling: {measured}\n  largest difference {difference:.1e}")
-    assert difference < 1e-5
+    measure(benchmark, "MLC support pooling", published, ours, tolerance=1e-5, reads=[features])

@@ -6,7 +6,6 @@ forward encodes and pools the supports again for every query; ours has them in a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.compare import compare
+from bench.methods.measuring import episode, measure
 from fastfss import PANet, create_encoder
 from fastfss.methods.panet import enlarge
 from tests.methods.published_panet import published_prototypes, published_scores
@@ -24,39 +23,11 @@ SIZE, GRID, CHANNELS = 417, 53, 512
 SHOTS = pytest.mark.parametrize("shots", [1, 5])
 
 
-def masks_of(shots: int) -> Tensor:
-    masks = torch.zeros(1, shots, SIZE, SIZE)
-    masks[..., 100:300, 150:350] = 1
-    return masks
-
-
 def published_logits(supports: Tensor, features: Tensor, masks: Tensor) -> Tensor:
     """(1, 2, H, W) of supports (1, K, C, h, w), query features (1, C, h, w) and masks."""
     prototypes = published_prototypes(supports, (masks == 1).float(), (masks != 1).float())
     scores = published_scores(features, prototypes)
     return F.interpolate(scores, size=masks.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def measure(
-    benchmark: Any,
-    title: str,
-    published: Callable[[], Tensor],
-    ours: Callable[[], Tensor],
-    *,
-    seconds: float,
-    tolerance: float,
-) -> None:
-    with torch.inference_mode():
-        difference = float((ours().float() - published()).abs().max())
-        measured = compare({"published": published, "ours": ours}, seconds=seconds, caches="warm")
-        benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published", "ours"), 2),
-        largest_difference=difference,
-    )
-    print(f"\nPANet {title}: {measured}\n  largest difference {difference:.1e}")
-    assert difference < tolerance
 
 
 @SHOTS
@@ -65,7 +36,7 @@ def test_head(benchmark: Any, shots: int) -> None:
     model = PANet(create_encoder("panet_vgg16"))
     supports = torch.randn(1, shots, CHANNELS, GRID, GRID, generator=generator)
     features = torch.randn(1, CHANNELS, GRID, GRID, generator=generator)
-    masks = masks_of(shots)
+    _, masks, _ = episode(shots, SIZE)
     # As the encoder of for_inference returns them.
     own_supports = list(supports[0].to(memory_format=torch.channels_last).split(1))
     own_features = features.to(memory_format=torch.channels_last)
@@ -78,7 +49,8 @@ def test_head(benchmark: Any, shots: int) -> None:
     def published() -> Tensor:
         return published_logits(supports, features, masks)
 
-    measure(benchmark, f"{shots}-shot head", published, ours, seconds=10, tolerance=1e-3)
+    reads = [*own_supports, own_features]
+    measure(benchmark, f"PANet {shots}-shot head", published, ours, seconds=10, reads=reads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -87,10 +59,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     torch.manual_seed(0)
     model = PANet(create_encoder("panet_vgg16")).eval()
     fast = model.for_inference(dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
-    query = torch.randn(1, 3, SIZE, SIZE, generator=generator)
-    masks = masks_of(shots)
+    images, masks, query = episode(shots, SIZE)
     with torch.inference_mode():
         task = fast.encode_support(images.to(dtype), masks)
     typed = query.to(dtype)
@@ -102,6 +71,4 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
         maps = model.features(torch.cat([images[0], query]))
         return published_logits(maps[None, :-1], maps[-1:], masks)
 
-    tolerance = 1e-3 if dtype == torch.float32 else 0.5
-    title = f"{shots}-shot {dtype}"
-    measure(benchmark, title, published, ours, seconds=25, tolerance=tolerance)
+    measure(benchmark, f"PANet {shots}-shot {dtype}", published, ours, dtype=dtype)

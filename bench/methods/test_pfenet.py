@@ -6,14 +6,13 @@ object covers 18 % of a support. Times do not depend on the weights, which are r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.compare import compare
+from bench.methods.measuring import episode, measure
 from fastfss import PFENet, Task, create_encoder
 from tests.methods.published_pfenet import published_forward, published_head, scaled_prior
 
@@ -27,37 +26,6 @@ def model() -> PFENet:
     return PFENet(create_encoder("pfenet_resnet50")).eval()
 
 
-def episode(shots: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
-    masks = torch.zeros(1, shots, SIZE, SIZE)
-    masks[..., 100:300, 150:352] = 1
-    return images, masks, torch.randn(1, 3, SIZE, SIZE, generator=generator)
-
-
-def report(
-    benchmark: Any,
-    name: str,
-    published: Callable[[], Tensor],
-    ours: Callable[[], Tensor],
-    tolerance: float,
-    seconds: float,
-) -> None:
-    """Checks that both give the same, then times them in turns."""
-    with torch.inference_mode():
-        wanted = published().float()
-        difference = float((ours().float() - wanted).abs().max() / wanted.abs().max())
-        measured = compare({"published": published, "ours": ours}, seconds=seconds, caches="warm")
-        benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published", "ours"), 2),
-        largest_difference=difference,
-    )
-    print(f"\nPFENet {name}: {measured}\n  largest relative difference {difference:.1e}")
-    assert difference < tolerance
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shots", [1, 5])
 def test_prior(benchmark: Any, shots: int, dtype: torch.dtype) -> None:
@@ -67,7 +35,7 @@ def test_prior(benchmark: Any, shots: int, dtype: torch.dtype) -> None:
     the published form of the same values in float32.
     """
     segmenter = model()
-    _, masks, _ = episode(shots)
+    _, masks, _ = episode(shots, SIZE)
     generator = torch.Generator().manual_seed(1)
     maps = torch.randn(1 + shots, 2048, GRID, GRID, generator=generator).relu().to(dtype)
     query, support = maps[:1], maps[1:]
@@ -87,7 +55,8 @@ def test_prior(benchmark: Any, shots: int, dtype: torch.dtype) -> None:
         exact, rounded = published(torch.float32), published().float()
         print(f"\n  error of the published form in {dtype}: {(rounded - exact).abs().max():.1e}")
         assert (ours() - exact).abs().max() < 2e-4
-    report(benchmark, f"prior, {shots} shots, {dtype}", published, ours, 2.0, seconds=12)
+    title = f"PFENet's prior, {shots} shots, {dtype}"
+    measure(benchmark, title, published, ours, dtype=dtype, seconds=12, tolerance=2.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
@@ -101,7 +70,7 @@ def test_head(benchmark: Any, dtype: torch.dtype) -> None:
     high = torch.randn(1, 2048, GRID, GRID, generator=generator).relu().to(dtype)
     last = features.to(memory_format=torch.channels_last)
     high_last = high.to(memory_format=torch.channels_last)
-    images, masks, _ = episode(1)
+    images, masks, _ = episode(1, SIZE)
     with torch.inference_mode():
         task = fast.encode_support(images.to(dtype), masks)
         vector = task.tensors["vector"][:, 0, :, None, None]
@@ -114,8 +83,7 @@ def test_head(benchmark: Any, dtype: torch.dtype) -> None:
     def ours() -> Tensor:
         return fast._decode(last, high_last, [task], auxiliary=False)[0]
 
-    tolerance = 1e-3 if dtype == torch.float32 else 0.5
-    report(benchmark, f"head {dtype}", published, ours, tolerance, seconds=12)
+    measure(benchmark, f"PFENet's head, {dtype}", published, ours, dtype=dtype, seconds=12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
@@ -124,7 +92,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     """End to end; the published side in float32."""
     segmenter = model()
     fast = segmenter.for_inference(dtype=dtype)
-    images, masks, query = episode(shots)
+    images, masks, query = episode(shots, SIZE)
     with torch.inference_mode():
         task = fast.encode_support(images.to(dtype), masks)
     typed = query.to(dtype)
@@ -136,15 +104,14 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     def ours() -> Tensor:
         return fast.segment(typed, task).logits
 
-    tolerance = 1e-3 if dtype == torch.float32 else 0.5
-    report(benchmark, f"{shots}-shot, {dtype}", published, ours, tolerance, seconds=25)
+    measure(benchmark, f"PFENet {shots}-shot, {dtype}", published, ours, dtype=dtype)
 
 
 @pytest.mark.parametrize("ways", [5])
 def test_ways_in_one_batch(benchmark: Any, ways: int) -> None:
     """Five tasks on one query, against a call each."""
     fast = model().for_inference()
-    images, masks, query = episode(1)
+    images, masks, query = episode(1, SIZE)
     with torch.inference_mode():
         tasks = [fast.encode_support(images.roll(way, -1), masks) for way in range(ways)]
 
@@ -154,4 +121,4 @@ def test_ways_in_one_batch(benchmark: Any, ways: int) -> None:
     def together() -> Tensor:
         return fast.segment(query, tasks).margins
 
-    report(benchmark, f"{ways} ways", apart, together, 1e-3, seconds=25)
+    measure(benchmark, f"PFENet {ways} ways", apart, together)

@@ -10,7 +10,6 @@ are few rounds, and 4 GB of memory are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.compare import compare
+from bench.methods.measuring import episode, measure
 from fastfss import PPNet, Task, create_encoder
 from fastfss.methods.parts import episode_vectors
 from tests.methods.published_ppnet import published_prototypes, published_scores
@@ -26,12 +25,6 @@ from tests.methods.published_ppnet import published_prototypes, published_scores
 SIZE, GRID, CHANNELS = 417, 53, 2048
 
 SHOTS = pytest.mark.parametrize("shots", [1, 5])
-
-
-def masks_of(shots: int) -> Tensor:
-    masks = torch.zeros(1, shots, SIZE, SIZE)
-    masks[..., 100:300, 150:350] = 1
-    return masks
 
 
 def indices(model: PPNet, masks: Tensor) -> Tensor:
@@ -52,31 +45,6 @@ def published_logits(supports: Tensor, features: Tensor, masks: Tensor, starts: 
     return F.interpolate(scores, size=(SIZE, SIZE), mode="bilinear", align_corners=True)
 
 
-def measure(
-    benchmark: Any,
-    title: str,
-    functions: dict[str, Callable[[], Tensor]],
-    *,
-    seconds: float,
-    tolerance: float,
-) -> None:
-    """The first function is the published one, the last is ours at its best."""
-    first, *others = functions
-    last = others[-1]
-    with torch.inference_mode():
-        expected = functions[first]()
-        difference = max(float((functions[o]().float() - expected).abs().max()) for o in others)
-        measured = compare(functions, seconds=seconds, min_rounds=3)
-        benchmark.pedantic(functions[last], rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        **{f"ratio of {other}": round(measured.ratio(first, other), 2) for other in others},
-        largest_difference=difference,
-    )
-    print(f"\nPPNet {title}: {measured}\n  largest difference {difference:.1e}")
-    assert difference < tolerance
-
-
 @SHOTS
 def test_head(benchmark: Any, shots: int) -> None:
     torch.manual_seed(0)
@@ -84,7 +52,7 @@ def test_head(benchmark: Any, shots: int) -> None:
     generator = torch.Generator().manual_seed(0)
     supports = torch.randn(1, shots, CHANNELS, GRID, GRID, generator=generator)
     features = torch.randn(1, CHANNELS, GRID, GRID, generator=generator)
-    masks = masks_of(shots)
+    _, masks, _ = episode(shots, SIZE)
     starts = indices(model, masks)
     regions = torch.stack([masks == 1, masks != 1], dim=2)
     # As the encoder of for_inference returns them.
@@ -99,12 +67,17 @@ def test_head(benchmark: Any, shots: int) -> None:
         return model.enlarge(model.scores(query, prototypes), (SIZE, SIZE))
 
     kept = task()
-    functions = {
-        "published": lambda: published_logits(supports, features, masks, starts),
+    forms = {
         "ours, support anew": lambda: logits(model.prototypes([task()])),
         "ours, support kept": lambda: logits(model.prototypes([kept])),
     }
-    measure(benchmark, f"{shots}-shot head", functions, seconds=20, tolerance=1e-2)
+    measure(
+        benchmark,
+        f"PPNet {shots}-shot head",
+        lambda: published_logits(supports, features, masks, starts),
+        forms,
+        reads=[query],
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -113,10 +86,7 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
     torch.manual_seed(0)
     model = PPNet(create_encoder("ppnet_resnet50")).eval()
     fast = model.for_inference(dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
-    query = torch.randn(1, 3, SIZE, SIZE, generator=generator)
-    masks = masks_of(shots)
+    images, masks, query = episode(shots, SIZE)
     starts = indices(model, masks)
     typed, typed_images = query.to(dtype), images.to(dtype)
     with torch.inference_mode():
@@ -126,14 +96,10 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
         maps = model.features(torch.cat([images[0], query]))
         return published_logits(maps[None, :-1], maps[-1:], masks, starts)
 
-    functions = {
-        "published": published,
+    forms = {
         "ours, support anew": lambda: (
             fast.segment(typed, fast.encode_support(typed_images, masks)).logits
         ),
         "ours, support kept": lambda: fast.segment(typed, task).logits,
     }
-    # In bfloat16 vectors near the border of two clusters change sides.
-    tolerance = 1e-2 if dtype == torch.float32 else 2.0
-    title = f"{shots}-shot {dtype}"
-    measure(benchmark, title, functions, seconds=25, tolerance=tolerance)
+    measure(benchmark, f"PPNet {shots}-shot {dtype}", published, forms, dtype=dtype)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.compare import compare
+from bench.methods.measuring import episode, measure
 from fastfss import SSP, create_encoder
 from tests.methods.published_ssp import published_forward
 
@@ -44,11 +44,7 @@ def test_query_with_cached_support(
     torch.manual_seed(0)
     model = SSP(create_encoder("deep_resnet50")).eval()
     fast = model.for_inference(dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, shots, 3, SIZE, SIZE, generator=generator)
-    masks = torch.zeros(1, shots, SIZE, SIZE)
-    masks[..., 100:300, 150:350] = 1
-    query = torch.randn(1, 3, SIZE, SIZE, generator=generator)
+    images, masks, query = episode(shots, SIZE)
 
     first, second = selections()
     forced = [[(s[0, 0].flatten() > 0, s[0, 1].flatten() > 0)] for s in (first, second)]
@@ -73,13 +69,4 @@ def test_query_with_cached_support(
         def ours() -> Tensor:
             return fast.segment(typed, task).logits
 
-        difference = (ours().float() - published()).abs().max()
-        measured = compare({"published": published, "ours": ours}, seconds=25, caches="warm")
-        benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published", "ours"), 2),
-        largest_difference=float(difference),
-    )
-    print(f"\nSSP {shots}-shot {dtype}: {measured}\n  largest difference {difference:.1e}")
-    assert difference < (1e-3 if dtype == torch.float32 else 0.5)
+    measure(benchmark, f"SSP {shots}-shot {dtype}", published, ours, dtype=dtype)

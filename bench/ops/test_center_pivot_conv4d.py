@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.compare import compare
+from bench.flop import taps
 from fastfss.methods.hypercorrelation import CenterPivotConv4d, HypercorrelationLearner
 from tests.methods.published_hsnet import published_block, published_learner
 
@@ -40,12 +41,6 @@ def correlations(inputs: int, query: int, support: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     last = torch.rand(1, query, query, support, support, inputs, generator=generator)
     return last.permute(0, 5, 1, 2, 3, 4)
-
-
-def taps(size: int, kernel: int, stride: int) -> int:
-    """How many taps lie inside of a grid's side, over all positions."""
-    starts = range(-(kernel // 2), size - kernel // 2, stride)
-    return sum(min(start + kernel, size) - max(start, 0) for start in starts)
 
 
 def gflop(block: str) -> float:

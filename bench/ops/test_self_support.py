@@ -15,7 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.ceiling import floor, multiply_adds
 from bench.compare import compare
+from bench.flop import flop_of
 from bench.methods.test_ssp import GRID, selections
 from fastfss.methods.self_support import SelfSupportConfig, self_support
 from tests.methods.published_ssp import published_head
@@ -64,13 +66,16 @@ def test_refined_head(benchmark: Any, monkeypatch: pytest.MonkeyPatch, dtype: to
                 f"published {dtype}": lambda: published(*typed),
                 "ours": lambda: ours(*typed),
                 "ours channels-last": lambda: ours(*last),
+                "multiply-adds": multiply_adds(dtype),
             },
             seconds=20,
             caches="warm",
         )
         benchmark.pedantic(ours, args=typed, rounds=3)
+        flop = flop_of(lambda: ours(*typed))
     benchmark.extra_info.update(
         measured.as_dict(),
+        floor_ms=round(floor(flop, measured.median("multiply-adds")) * 1e3, 2),
         ratio=round(measured.ratio("published float32", "ours"), 2),
         ratio_same_dtype=round(measured.ratio(f"published {dtype}", "ours"), 2),
         largest_difference=float(difference),

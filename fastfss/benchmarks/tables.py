@@ -17,6 +17,7 @@ NONE = "–"
 ON = "measured on"
 # What tells rows of one measurement apart, beside text; other numbers are figures.
 _IDENTITY = ("shots", "ways", "size")
+_MEDIAN = " p50_ms"
 # Repetitions, of which means are shown.
 _REPEATED = ("split", "seed")
 
@@ -239,6 +240,20 @@ def of_runs(rows: Iterable[Row], where: Where) -> Table:
         cells = [last["step"], last["miou"], best, last.get("loss"), last.get("seconds")]
         lines.append([run, settings, *map(figure, cells), where(members[0].machine)])
     return ["run", "settings", "steps", "mIoU", "best mIoU", "loss", "seconds", ON], lines
+
+
+def of_spreads(rows: Iterable[Row], where: Where) -> Table:
+    """Times of many frames or clicks, stage by stage: their median, and what 5 % exceed."""
+    lines = []
+    for row in rows:
+        name, place = figure(short_name(row.values)), where(row.machine)
+        figures = dict(_flat(row.values))
+        for key, median in figures.items():
+            if key.endswith(_MEDIAN):
+                stage = key.removesuffix(_MEDIAN)
+                high = figures.get(f"{stage} p95_ms")
+                lines.append([name, stage, figure(median), figure(high), place])
+    return ["what", "time", "median, ms", "95th percentile, ms", ON], lines
 
 
 def of_anything(rows: Iterable[Row], where: Where) -> Table:

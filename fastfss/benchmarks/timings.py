@@ -55,20 +55,26 @@ def timings(row: Row) -> list[Timing]:
         if key.endswith(_SUFFIX) and isinstance(value, int | float) and value > 0
     }
     published = next((time for name, time in times.items() if name.startswith("published")), None)
-    floor = times.get("floor")
-    if floor is None and "of_read" in values:
-        floor = times.get("plain read")
     return [
         Timing(
-            row, name, time, published, _ratio(values, name, time, published), _of_ours(name, floor)
+            row,
+            name,
+            time,
+            published,
+            _ratio(values, name, time, published),
+            _floor(values, name, times),
         )
         for name, time in times.items()
         if not name.startswith(_YARDSTICKS)
     ]
 
 
-def _of_ours(name: str, floor: float | None) -> float | None:
-    return floor if name.startswith("ours") else None
+def _floor(values: Mapping[str, Any], name: str, times: Mapping[str, float]) -> float | None:
+    """The form's own, else that of all forms of ours."""
+    if not name.startswith("ours"):
+        return None
+    read = times.get("plain read") if "of_read" in values else None
+    return times.get(f"floor of {name}", times.get("floor", read))
 
 
 def _ratio(

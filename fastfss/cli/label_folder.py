@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from fastfss.atomic import atomic_path, remove_temporaries, write_text_atomically
+from fastfss.atomic import atomic_path, write_text_atomically
 from fastfss.cli.label_formats import COCO, FAILED, MASKS, PARQUET, collect, collect_failed
 from fastfss.cli.label_images import LabelImage
 from fastfss.cli.label_shard import SHARDS, WORK, Shard
-from fastfss.cli.out_folder import lock_folder, made_writable
+from fastfss.cli.out_folder import HeldFolder
 from fastfss.cli.prediction_settings import differences
 from fastfss.errors import expected
 
@@ -35,7 +33,7 @@ MANIFEST, IMAGES = "label.json", "images.jsonl"
 _LARGEST_SHARD, _SHARDS_EACH = 256, 8
 
 
-class LabelFolder:
+class LabelFolder(HeldFolder):
     """One run's hold on an output folder; a context manager, so that no second run gets in.
 
     Args:
@@ -62,7 +60,6 @@ class LabelFolder:
         workers: int,
         overwrite: bool = False,
     ) -> None:
-        self.path = path
         self._images = images
         self._list = "".join(json.dumps(image.name) + "\n" for image in images)
         self._settings = {
@@ -72,9 +69,8 @@ class LabelFolder:
         }
         self._anew = overwrite
         suiting = max(1, min(_LARGEST_SHARD, len(images) // (_SHARDS_EACH * workers)))
-        self._lock = lock_folder(made_writable(path), "fastfss label")
-        try:
-            remove_temporaries(path)
+        super().__init__(path, "fastfss label")
+        with self._taking_over():
             before = self._before()
             # A run that came to nothing binds nobody to its settings.
             made = (path / name for name in (MASKS, COCO, PARQUET))
@@ -84,20 +80,6 @@ class LabelFolder:
                 suiting = before["shard_size"]
                 self._check(before, shard_size)
             self.shard_size = shard_size or suiting
-        except BaseException:
-            os.close(self._lock)
-            raise
-
-    def __enter__(self) -> LabelFolder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        os.close(self._lock)
 
     def shards(self) -> list[Shard]:
         """All shards of the job, in order."""
@@ -175,10 +157,7 @@ class LabelFolder:
         if shard_size not in (None, before["shard_size"]):
             changes.append(f"shard_size was {before['shard_size']}, now {shard_size}")
         if changes:
-            raise ValueError(
-                f"--out '{self.path}': made with other settings ({'; '.join(changes)}); choose "
-                "another folder, or give --overwrite to begin anew"
-            )
+            raise self._made_otherwise(changes)
 
     def _first_other_image(self) -> str:
         with (self.path / IMAGES).open(encoding="ascii") as file:

@@ -17,8 +17,6 @@ from fastfss.cli.label_shard import Shard
 from fastfss.cli.label_workers import Job, Watch
 from fastfss.errors import import_extra
 
-LOCAL = "local"
-
 
 class Labeller:
     """An actor of Ray Data: loads the model once, then labels shard by shard.

@@ -3,9 +3,56 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from fastfss.atomic import check_writable
+from fastfss.atomic import check_writable, remove_temporaries
+
+Held = TypeVar("Held", bound="HeldFolder")
+
+
+class HeldFolder:
+    """A folder of --out that one run has for itself; a context manager.
+
+    Args:
+        path: the folder; made if it is missing.
+        program: what writes there, for the error.
+
+    Raises:
+        OSError: the folder cannot be made or written, or another run holds it.
+    """
+
+    def __init__(self, path: Path, program: str) -> None:
+        self.path = path
+        self._lock = lock_folder(made_writable(path), program)
+
+    @contextmanager
+    def _taking_over(self) -> Iterator[None]:
+        """Around what reads the leavings of earlier runs: where it fails, the folder is free."""
+        try:
+            remove_temporaries(self.path)
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self: Held) -> Held:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _made_otherwise(self, changes: Iterable[str]) -> ValueError:
+        return ValueError(
+            f"--out '{self.path}': made with other settings ({'; '.join(changes)}); choose "
+            "another folder, or give --overwrite to begin anew"
+        )
+
+    def close(self) -> None:
+        """Let the next run in."""
+        os.close(self._lock)
 
 
 def made_writable(path: Path) -> Path:

@@ -16,11 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from fastfss.atomic import remove_temporaries, write_text_atomically
-from fastfss.cli.out_folder import lock_folder, made_writable
+from fastfss.atomic import write_text_atomically
+from fastfss.cli.out_folder import HeldFolder
 from fastfss.cli.prediction_settings import differences
 from fastfss.cli.queries import assign_names
 from fastfss.errors import expected
@@ -48,7 +47,7 @@ class PendingQuery:
     overlay: Path
 
 
-class PredictionFolder:
+class PredictionFolder(HeldFolder):
     """One run's hold on an output folder; a context manager, so that no second run gets in.
 
     Args:
@@ -63,33 +62,21 @@ class PredictionFolder:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.path = path
+        super().__init__(path, "fastfss predict")
         self._settings = dict(settings)
         self._overwrite = overwrite
         self._names: dict[str, str] = {}
         self._records: dict[str, Record] = {}
         self._outdated: list[str] = []
         self._journal: BufferedWriter | None = None
-        self._lock = lock_folder(made_writable(path), "fastfss predict")
-        try:
-            remove_temporaries(path)
+        with self._taking_over():
             self._take_over()
-        except BaseException:
-            os.close(self._lock)
-            raise
 
-    def __enter__(self) -> PredictionFolder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the journal, and let the next run in."""
         if self._journal is not None:
             self._journal.close()
-        os.close(self._lock)
+        super().close()
 
     def plan(self, queries: Sequence[Path]) -> list[PendingQuery]:
         """Decide what is left to do; nothing is written yet.
@@ -201,10 +188,7 @@ class PredictionFolder:
             raise expected(f"--out '{self.path / JOURNAL}'", wanted, came)
         # A run that came to nothing binds nobody to its settings.
         if records and (changes := differences(header["settings"], self._settings)):
-            raise ValueError(
-                f"--out '{self.path}': made with other settings ({'; '.join(changes)}); choose "
-                "another folder, or give --overwrite to begin anew"
-            )
+            raise self._made_otherwise(changes)
         self._names = header["names"]
         self._records = records
 

@@ -14,6 +14,7 @@ from fastfss.encoders.base import (
     initialise_,
 )
 from fastfss.encoders.torchvision_encoders import download
+from fastfss.errors import expected
 from fastfss.weights import KeyMap
 
 _NETWORKS = {"amp_vgg16": "vgg16", "amp_vgg16_bn": "vgg16_bn"}
@@ -47,7 +48,7 @@ class AMPVGG(StagedEncoder):
 
     def __init__(self, name: str = "amp_vgg16") -> None:
         if name not in _NETWORKS:
-            raise ValueError(f"name: expected one of {', '.join(_NETWORKS)}, got {name!r}")
+            raise expected("name", f"one of {', '.join(_NETWORKS)}", repr(name))
         numbers = range(1, len(_BLOCKS) + 1)
         super().__init__(
             name,

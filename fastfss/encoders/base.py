@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastfss.encoders._folding import fold_batch_norm_
 from fastfss.encoders.pointwise import use_pointwise_
-from fastfss.errors import expected
+from fastfss.errors import expected, expected_kind
 from fastfss.ops._gpu_inference import run
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Normalization:
             TypeError: images that are not floating point.
         """
         if not images.is_floating_point():
-            raise TypeError(f"images: expected floating point in [0, 1], got {images.dtype}")
+            raise expected_kind("images", "floating point in [0, 1]", str(images.dtype))
         mean = images.new_tensor(self.mean)[:, None, None]
         std = images.new_tensor(self.std)[:, None, None]
         if self.scale != 1:
@@ -160,9 +160,9 @@ class Encoder(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.inputs:
             raise expected("images", f"(B, {self.inputs}, H, W)", str(tuple(images.shape)))
         if not images.is_floating_point():
-            raise TypeError(f"images: expected normalised floating point, got {images.dtype}")
+            raise expected_kind("images", "normalised floating point", str(images.dtype))
         if isinstance(names, str):
-            raise TypeError(f"names: expected a sequence of names, got the text {names!r}")
+            raise expected_kind("names", "a sequence of names", f"the text {names!r}")
         wanted = [feature.name for feature in self.features] if names is None else list(names)
         for name in wanted:
             self.info(name)

@@ -14,6 +14,7 @@ from fastfss.encoders.base import (
     initialise_,
 )
 from fastfss.encoders.timm_encoder import pretrained_state_dict
+from fastfss.errors import expected
 from fastfss.weights import deep_stem_keys
 
 # Bottlenecks of layer1, layer2, layer3.
@@ -49,7 +50,7 @@ class DeepStemResNet(StagedEncoder):
 
     def __init__(self, name: str = "deep_resnet50") -> None:
         if name not in _DEPTHS:
-            raise ValueError(f"name: expected one of {', '.join(_DEPTHS)}, got {name!r}")
+            raise expected("name", f"one of {', '.join(_DEPTHS)}", repr(name))
         super().__init__(
             name,
             (

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastfss.encoders.base import IMAGENET_NORMALIZATION, FeatureInfo, StagedEncoder
 from fastfss.encoders.torchvision_encoders import download, materialise_, skeleton
+from fastfss.errors import expected
 
 # torchvision's files are older than its code: "denselayer1.norm.1.weight" is norm1's weight.
 _OLD_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
@@ -38,7 +39,7 @@ class DilatedDenseNet(StagedEncoder):
 
     def __init__(self, name: str = "dilated_densenet121") -> None:
         if name != "dilated_densenet121":
-            raise ValueError(f"name: expected dilated_densenet121, got {name!r}")
+            raise expected("name", "dilated_densenet121", repr(name))
         super().__init__(
             name,
             (

@@ -15,6 +15,7 @@ from fastfss.encoders.base import (
     initialise_,
 )
 from fastfss.encoders.torchvision_encoders import download
+from fastfss.errors import expected
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class DilatedResNet(StagedEncoder):
 
     def __init__(self, name: str = "dilated_resnet50") -> None:
         if name not in _NETWORKS:
-            raise ValueError(f"name: expected one of {', '.join(_NETWORKS)}, got {name!r}")
+            raise expected("name", f"one of {', '.join(_NETWORKS)}", repr(name))
         network = _NETWORKS[name]
         super().__init__(
             name,

@@ -17,6 +17,7 @@ from fastfss.encoders.base import (
     initialise_,
 )
 from fastfss.encoders.torchvision_encoders import TorchvisionSequential, download
+from fastfss.errors import expected
 
 _DEPTHS = {"blocks_resnet50": (3, 4, 6, 3), "blocks_resnet101": (3, 4, 23, 3)}
 _STEM = ("conv1", "bn1", "relu", "maxpool")
@@ -39,7 +40,7 @@ class EveryBlockResNet(StagedEncoder):
 
     def __init__(self, name: str = "blocks_resnet50") -> None:
         if name not in _DEPTHS:
-            raise ValueError(f"name: expected one of {', '.join(_DEPTHS)}, got {name!r}")
+            raise expected("name", f"one of {', '.join(_DEPTHS)}", repr(name))
         depths = _DEPTHS[name]
         features, stages = [], {}
         path = list(_STEM)

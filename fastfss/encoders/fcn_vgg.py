@@ -77,7 +77,7 @@ class FCNVGG(StagedEncoder):
 
     def __init__(self, name: str = "fcn_vgg16", *, annotations: int = 0) -> None:
         if name not in _WIDTHS:
-            raise ValueError(f"name: expected one of {', '.join(_WIDTHS)}, got {name!r}")
+            raise expected("name", f"one of {', '.join(_WIDTHS)}", repr(name))
         lite, width = name == "fcn_vgg16_lite", _WIDTHS[name]
         parts: dict[str, nn.Module] = {}
         inputs = 3

@@ -14,6 +14,7 @@ from fastfss.encoders.base import (
     initialise_,
 )
 from fastfss.encoders.torchvision_encoders import download
+from fastfss.errors import expected
 
 # Convolutions and channels of each stage.
 _STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -54,7 +55,7 @@ class PANetVGG(StagedEncoder):
 
     def __init__(self, name: str = "panet_vgg16") -> None:
         if name != "panet_vgg16":
-            raise ValueError(f"name: expected panet_vgg16, got {name!r}")
+            raise expected("name", "panet_vgg16", repr(name))
         super().__init__(
             name,
             [

@@ -15,6 +15,7 @@ from fastfss.encoders.base import (
 )
 from fastfss.encoders.timm_encoder import pretrained_state_dict
 from fastfss.encoders.torchvision_encoders import download
+from fastfss.errors import expected
 from fastfss.weights import KeyMap, deep_stem_keys
 
 # Bottlenecks of layer1 to layer4.
@@ -51,7 +52,7 @@ class PFENetResNet(StagedEncoder):
 
     def __init__(self, name: str = "pfenet_resnet50") -> None:
         if name not in _DEPTHS:
-            raise ValueError(f"name: expected one of {', '.join(_DEPTHS)}, got {name!r}")
+            raise expected("name", f"one of {', '.join(_DEPTHS)}", repr(name))
         super().__init__(
             name,
             (

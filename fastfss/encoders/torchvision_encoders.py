@@ -14,6 +14,7 @@ from fastfss.encoders.base import (
     StagedEncoder,
     initialise_,
 )
+from fastfss.errors import expected
 
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 # Channels of layer1; each later layer has twice as many.
@@ -241,4 +242,4 @@ def _models() -> Any:
 
 def _check(name: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        raise ValueError(f"name: expected one of {', '.join(known)}, got {name!r}")
+        raise expected("name", f"one of {', '.join(known)}", repr(name))

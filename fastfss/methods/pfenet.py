@@ -37,7 +37,6 @@ DECODED_TOGETHER = 16
 STRIDE = 8  # images have 8 n + 1 pixels a side, so that every corner is a position
 
 PASCAL_PYRAMID = (60, 30, 15, 8)
-COCO_PYRAMID = (1.0, 0.5, 0.25, 0.125)
 
 
 # The means that a public listing confirms.

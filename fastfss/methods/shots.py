@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastfss.errors import expected
+from fastfss.errors import expected, expected_kind
 
 Images = Tensor | Sequence[Tensor]
 
@@ -32,7 +32,7 @@ def shots_of(
             value = list(value.unbind(1))
         for index, one in enumerate(value):
             if not isinstance(one, Tensor):
-                raise TypeError(f"{name}[{index}]: expected a tensor, got {type(one).__name__}")
+                raise expected_kind(f"{name}[{index}]", "a tensor", type(one).__name__)
             if one.ndim != rank or (rank == 4 and one.shape[1] != 3):
                 shape = "(B, 3, H, W)" if rank == 4 else "(B, H, W)"
                 raise expected(f"{name}[{index}]", shape, str(tuple(one.shape)))
@@ -75,7 +75,7 @@ def masks_of(masks: Images, shots: int, batch: int, *, argument: str = "masks") 
         masks = list(masks.unbind(1))
     for index, one in enumerate(masks):
         if not isinstance(one, Tensor):
-            raise TypeError(f"{argument}[{index}]: expected a tensor, got {type(one).__name__}")
+            raise expected_kind(f"{argument}[{index}]", "a tensor", type(one).__name__)
         if one.ndim != 3 or one.shape[0] != batch:
             raise expected(f"{argument}[{index}]", f"({batch}, H, W)", str(tuple(one.shape)))
     if not shots or len(masks) != shots:

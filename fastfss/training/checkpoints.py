@@ -82,12 +82,12 @@ def read_training_state(path: Path, recipe: Recipe, episodes: str) -> dict[str, 
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     # Damaged bytes raise whatever the unpickler stumbles over: RuntimeError, EOFError, KeyError.
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({error})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of a training")
+        raise CheckpointError(f"{path}: expected a checkpoint of a training, got another file")
     sampler, settings = state.get("sampler"), state.get("recipe")
     if not isinstance(sampler, dict) or not isinstance(settings, dict):
-        raise CheckpointError(f"{path} is a damaged checkpoint: without its sampler or recipe")
+        raise CheckpointError(f"{path}: damaged, without its sampler or recipe")
     if state.get("digest") != recipe_digest(recipe):
         changed = "; ".join(differences(deciding(recipe), settings))
         raise expected("recipe", f"that of {path}", f"another ({changed})")

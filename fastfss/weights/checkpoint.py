@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastfss.atomic import atomic_path
-from fastfss.errors import CheckpointError
+from fastfss.errors import CheckpointError, expected
 
 # Where training scripts put the state dict when they save more than that.
 _WRAPPERS = ("state_dict", "model")
@@ -87,11 +87,11 @@ def save_checkpoint(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"path: expected a name ending in .safetensors, got {path.name!r}")
+        raise expected("path", "a name ending in .safetensors", repr(path.name))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: the folder {path.parent} does not exist")
     if not tensors:
-        raise ValueError("tensors: expected at least one tensor, got none")
+        raise expected("tensors", "at least one tensor", "none")
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"tensors: {key!r} is {_kind(tensor)}, expected a tensor")

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from fastfss.errors import CheckpointError
+from fastfss.errors import CheckpointError, expected_kind
 
 _LISTED = 8  # entries of each kind that an error message names before it counts the rest
 
@@ -37,7 +37,7 @@ def load_into(
         CheckpointError: missing, unexpected, doubly named, wrongly shaped or wrongly typed keys.
     """
     if isinstance(ignore, str):
-        raise TypeError(f"ignore: expected a sequence of patterns, got the text {ignore!r}")
+        raise expected_kind("ignore", "a sequence of patterns", f"the text {ignore!r}")
     targets = module.state_dict()
     chosen: dict[str, Tensor] = {}
     unexpected, double, shapes, types = [], [], [], []

@@ -145,6 +145,47 @@ def junit(path: Path, *cases: tuple[str, str, str]) -> Path:
     return path
 
 
+def test_times_of_a_video_stand_stage_by_stage(tmp_path):
+    stages = {"encode": {"p50_ms": 50.0, "p95_ms": 60.0}, "match": {"p50_ms": 7.0, "p95_ms": 8.0}}
+    row = {
+        "benchmark": "bench/video/test_session.py::test_propagation[480]",
+        "stages": stages,
+        "frame": {"p50_ms": 65.0, "p95_ms": 72.0},
+        "fps": 15.4,
+    }
+    code, out = report(save(tmp_path / "results", video={"machine": CPU, "rows": [row]}))
+    assert code == 0
+    lines = [line for line in out.read_text().splitlines() if line.startswith("| session:")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")][1:4] for line in lines]
+    assert cells == [
+        ["stages encode", "50.0", "60.0"],
+        ["stages match", "7.00", "8.00"],
+        ["frame", "65.0", "72.0"],
+    ]
+
+
+def test_several_forms_of_ours_have_floors_of_their_own(tmp_path):
+    row = {
+        "benchmark": "bench/methods/test_ppnet.py::test_head[1]",
+        "published_ms": 800.0,
+        "multiply-adds_ms": 30.0,
+        "plain read_ms": 1.0,
+        "ours, support anew_ms": 80.0,
+        "ours, support kept_ms": 4.0,
+        "ratio of ours, support kept": 201.0,
+        "floor of ours, support anew_ms": 20.0,
+        "floor of ours, support kept_ms": 1.0,
+    }
+    code, out = report(save(tmp_path / "results", cpu={"machine": CPU, "rows": [row]}))
+    assert code == 0
+    page = out.read_text()
+    anew = line_with(page, "ppnet: head [1], ours, support anew")
+    kept = line_with(page, "ppnet: head [1], ours, support kept")
+    assert anew[1:6] == ["800", "80.0", "10.0x", "20.0", "25 %"]
+    assert kept[1:6] == ["800", "4.00", "201x", "1.00", "25 %"]
+    assert "floor of ours" not in page
+
+
 def test_every_form_of_row_reaches_its_table(results, capsys):
     code, out = report(results)
     page = out.read_text()

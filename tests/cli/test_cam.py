@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 from fastfss.data import open_set, read_image
 from fastfss.text import activation_maps
 from fastfss.training.activations import ActivationMaps, published_name
+from tests.cli.program import run
 from tests.data.own_sets import label_map, write_pair
 from tests.text.towers import tiny_state, tiny_tower
 
@@ -28,8 +28,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cam(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fastfss", "cam", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run("cam", *arguments)
 
 
 def own_set(root: Path) -> Path:

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-import fastfss
 from fastfss.atomic import TEMPORARY_SUFFIX
 from fastfss.cli import main
 from fastfss.data.prepare.coco import prepare_coco
 from fastfss.data.prepare.pascal import prepare_pascal
 from fastfss.data.sets import open_set
+from tests.cli.program import run, start_until
 from tests.data.test_prepare import tree
 from tests.data.tiny_archives import make_coco, make_davis, make_fss1000, make_pascal
 
 # pycocotools' wrapper of an array is older than NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "fastfss", "data", *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    root = str(Path(fastfss.__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), env=environment(), capture_output=True, text=True, timeout=120
-    )
 
 
 def run_here(*arguments: object) -> int:
@@ -46,13 +26,13 @@ def run_here(*arguments: object) -> int:
 def test_pascal_from_archives_to_a_checked_set(tmp_path: Path) -> None:
     made = make_pascal(tmp_path / "archives")
     root = tmp_path / "sets"
-    done = run("prepare", "pascal", "--root", root, "--archives", made.folder, "--subset")
+    done = run("data", "prepare", "pascal", "--root", root, "--archives", made.folder, "--subset")
     assert done.returncode == 0, done.stderr
     assert "val: images: 2" in done.stdout
     assert "list hsnet/pascal/val/fold0:" in done.stdout
     assert "merging SBD's masks" in done.stderr
     assert len(open_set("pascal", root, "train").items) == 4
-    full = run("check", "pascal", "--root", root)
+    full = run("data", "check", "pascal", "--root", root)
     assert full.returncode == 1
     assert "problem: val: images: expected 1449 as published, got 2" in full.stderr
 
@@ -75,17 +55,6 @@ def count(folder: Path) -> int:
     return len([path for path in folder.glob("*.png") if not path.name.startswith(".")])
 
 
-def kill_when(done: subprocess.Popen[str], folder: Path, masks: int) -> None:
-    """Send SIGKILL once so many masks are there."""
-    until = time.monotonic() + 60
-    while count(folder) < masks:
-        assert done.poll() is None, done.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.001)
-    done.send_signal(signal.SIGKILL)
-    done.wait()
-
-
 @pytest.mark.parametrize("kind", ["pascal", "coco"])
 def test_a_killed_run_goes_on_to_the_same_files(kind: str, tmp_path: Path) -> None:
     archives, root = tmp_path / "archives", tmp_path / "sets"
@@ -97,17 +66,12 @@ def test_a_killed_run_goes_on_to_the_same_files(kind: str, tmp_path: Path) -> No
         make_coco(archives, images=400)
         whole = prepare_coco(tmp_path / "whole", [archives])
         masks, stops = root / "COCO2014" / "annotations" / "train2014", (1, 120)
-    arguments = ("prepare", kind, "--root", root, "--archives", archives, "--subset")
+    arguments = ("data", "prepare", kind, "--root", root, "--archives", archives, "--subset")
     wanted = tree(whole)
     for stop in stops:
-        started = subprocess.Popen(
-            command(*arguments),
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        kill_when(started, masks, stop)
+        process = start_until(lambda stop=stop: count(masks) >= stop, *arguments)
+        process.kill()
+        process.wait()
         left = tree(root / whole.name)
         assert left.keys() != wanted.keys()
         # Whatever has its final name is whole.
@@ -118,7 +82,7 @@ def test_a_killed_run_goes_on_to_the_same_files(kind: str, tmp_path: Path) -> No
 
 
 def test_missing_archives_are_one_line(tmp_path: Path) -> None:
-    done = run("prepare", "coco", "--root", tmp_path / "sets", "--archives", tmp_path)
+    done = run("data", "prepare", "coco", "--root", tmp_path / "sets", "--archives", tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     for name in ("annotations_trainval2014.zip", "train2014.zip", "val2014.zip"):

@@ -16,7 +16,8 @@ from fastfss import create_model
 from fastfss.cli.export import image_size
 from fastfss.cli.making import MANY
 from fastfss.engines import Manifest
-from tests.cli.test_predict_program import make_support, run, run_here, save_photo
+from tests.cli.program import run
+from tests.cli.test_predict_program import make_support, run_here, save_photo
 
 MODEL = ("--method", "panet", "--backbone", "resnet18", "--layers", "layer2")
 

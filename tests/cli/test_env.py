@@ -9,12 +9,12 @@ import sys
 import torch
 
 import fastfss
+from tests.cli.program import run
 
 
 def fastfss_env(*arguments: str) -> str:
-    command = [sys.executable, "-m", "fastfss", "env", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    done = run("env", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 

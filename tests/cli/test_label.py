@@ -17,16 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.cli.program import start_until
 from tests.cli.test_label_images import write_tar
 from tests.cli.test_label_shards import contents
-from tests.cli.test_predict_program import (
-    command,
-    environment,
-    make_support,
-    random_weights,
-    run_here,
-    save_photo,
-)
+from tests.cli.test_predict_program import make_support, random_weights, run_here, save_photo
 
 PHOTOS = 12
 
@@ -76,22 +70,10 @@ def children(process: int) -> list[int]:
     return found
 
 
-def start_until(shards: int, out: Path, *arguments: object) -> subprocess.Popen[str]:
+def start_job(shards: int, out: Path, *arguments: object) -> subprocess.Popen[str]:
     """Start the program, and return when so many shards are done."""
-    process = subprocess.Popen(
-        command(*arguments, "--out", out),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until = time.monotonic() + 100
-    while process.poll() is None and time.monotonic() < until:
-        if len(list((out / "shards").glob("*"))) >= shards:
-            return process
-        time.sleep(0.002)
-    process.kill()
-    raise AssertionError(f"ended or hung before it was stopped: {process.communicate()}")
+    done = out / "shards"
+    return start_until(lambda: len(list(done.glob("*"))) >= shards, *arguments, "--out", out)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
@@ -143,7 +125,7 @@ def test_killed_worker_changes_nothing(job, whole, tmp_path):
     if not Path("/proc/self/task").exists():
         pytest.skip("finds the worker in /proc")
     out = tmp_path / "out"
-    process = start_until(2, out, *job, "--shard-size", 2)
+    process = start_job(2, out, *job, "--shard-size", 2)
     # The fork server's only child.
     (worker,) = [child for server in children(process.pid) for child in children(server)]
     os.kill(worker, signal.SIGKILL)
@@ -156,7 +138,7 @@ def test_killed_worker_changes_nothing(job, whole, tmp_path):
 
 def test_killed_job_goes_on_to_the_same_end(job, whole, tmp_path, capfd):
     out = tmp_path / "out"
-    process = start_until(2, out, *job, "--shard-size", 2)
+    process = start_job(2, out, *job, "--shard-size", 2)
     workers = children(process.pid)
     process.kill()
     process.communicate()
@@ -179,7 +161,7 @@ def test_killed_job_goes_on_to_the_same_end(job, whole, tmp_path, capfd):
 
 def test_interrupted_job_says_how_to_go_on(job, whole, tmp_path):
     out = tmp_path / "out"
-    process = start_until(2, out, *job, "--shard-size", 2)
+    process = start_job(2, out, *job, "--shard-size", 2)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -260,7 +242,7 @@ def test_job_killed_again_and_again_comes_to_the_same_end(job, whole, tmp_path):
     out = tmp_path / "out"
     moments = random.Random(0)
     for shards in (0, 1, 2, 4):
-        process = start_until(shards, out, *job, "--shard-size", 2)
+        process = start_job(shards, out, *job, "--shard-size", 2)
         time.sleep(moments.uniform(0, 0.3) if shards else 3)
         victims = [process.pid, *children(process.pid)]
         moments.shuffle(victims)

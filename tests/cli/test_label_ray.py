@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fastfss.cli.label_ray import LOCAL, run_on_cluster
+from fastfss.cli.label_ray import run_on_cluster
 from fastfss.cli.label_shard import REQUEUES, Outcome
 from tests.cli.label_jobs import FakeJob
+from tests.cli.program import run
 from tests.cli.test_label import job, whole  # noqa: F401
 from tests.cli.test_label_shards import (
     IMAGES,
@@ -20,7 +21,6 @@ from tests.cli.test_label_shards import (
     photos,  # noqa: F401
     watch,
 )
-from tests.cli.test_predict_program import run
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="needs fastfss[ray]")
@@ -30,7 +30,7 @@ def labelled(fake: FakeJob, images: Path) -> list[Outcome]:
     outcomes: list[Outcome] = []
     with folder_of(fake.out, images, fake.formats) as folder:
         told = watch(lambda _: folder.begin(), done=outcomes.append)
-        run_on_cluster(LOCAL, fake, "auto", 2, 1, folder.pending(), told)
+        run_on_cluster("local", fake, "auto", 2, 1, folder.pending(), told)
         folder.report()
         folder.finish(["bright"])
     return outcomes

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
 
 import fastfss
 from fastfss import list_encoders, list_models, model_info
+from tests.cli.program import run
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fastfss", "models", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+def models(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run("models", *arguments)
 
 
 def test_every_method_is_listed_with_its_paper() -> None:
-    done = run()
+    done = models()
     assert done.returncode == 0, done.stderr
     for name in list_models():
         card = model_info(name)
@@ -27,20 +26,20 @@ def test_every_method_is_listed_with_its_paper() -> None:
 
 
 def test_json_holds_what_the_cards_hold() -> None:
-    done = run("ssp", "--json")
+    done = models("ssp", "--json")
     card = json.loads(done.stdout)["ssp"]
     assert card["venue"] == "ECCV 2022"
     assert card["scores"][0]["mean"] == 61.7
 
 
 def test_one_method_shows_its_published_figures() -> None:
-    done = run("ssp")
+    done = models("ssp")
     wanted = "PASCAL-5i ResNet-50 1-way 1-shot: 61.4 67.8 66.5 50.9 = 61.7 mIoU [repository]"
     assert wanted in done.stdout
 
 
 def test_an_unknown_method_is_one_line() -> None:
-    done = run("sps")
+    done = models("sps")
     assert done.returncode == 2
     assert done.stderr.startswith("error: method: expected one of ")
     assert done.stderr.count("\n") == 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from PIL import Image
 from fastfss import Annotation, create_model
 from fastfss.cli.marks import read_marks
 from tests.cli.conftest import Outcome, Program, draw
+from tests.cli.program import run
 
 
 def predict(program: Program, *options: object) -> Outcome:
@@ -128,18 +127,11 @@ def test_the_program_segments_what_was_clicked(tmp_path: Path) -> None:
     pixels[15:45, 20:60] += 180
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     Image.fromarray(pixels).save(photo)
-    command = [
-        *(sys.executable, "-m", "fastfss", "predict", "--method", "mlc", "--weights", weights),
+    done = run(
+        *("predict", "--method", "mlc", "--weights", weights),
         *("--backbone", "resnet18", "--layers", "layer1", "--size", "80"),
         *("--support", photo, "--click", "40,30", "-3,3", "-70,50"),
         *("--query", photo, "--out", out),
-    ]
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
     with Image.open(out / "photo_mask.png") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 
 from fastfss.text import TextLabels
 from fastfss.text.labels import OTHERS
+from tests.cli.program import run
 from tests.text.towers import picture, tiny_state, tiny_tower
 
 MODEL = ("--method", "ssp", "--backbone", "resnet18", "--layers", "layer2", "--size", "64")
@@ -34,8 +34,7 @@ def photos(folder: Path, count: int = 3) -> list[Path]:
 
 
 def predict(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fastfss", "predict", *map(str, (*MODEL, *arguments))]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run("predict", *MODEL, *arguments)
 
 
 def of_all(images: list[Path], *, found: bool) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from safetensors.torch import save_file
 import fastfss
 from fastfss.cli import main
 from fastfss.data import read_mask
+from tests.cli.program import run, start_until
 from tests.cli.test_prediction_folder import check_consistent
 from tests.shared import shared
 
@@ -30,22 +29,6 @@ PHOTOS = Path(skimage.__file__).parent / "data"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "your-own-images.md"
 # Chelsea's face, in pixels of the photograph: centre row and column, half height and half width.
 FACE = (125, 232, 110, 118)
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "fastfss", *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    """The tests' own fastfss, on one thread."""
-    root = str(Path(fastfss.__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), env=environment(), capture_output=True, text=True, timeout=120
-    )
 
 
 def run_here(*arguments: object) -> int:
@@ -108,25 +91,14 @@ def many_photos(tmp_path: Path) -> tuple[object, ...]:
     )
 
 
-def start_until(lines: int, out: Path, *arguments: object) -> subprocess.Popen[str]:
+def start_run(lines: int, out: Path, *arguments: object) -> subprocess.Popen[str]:
     """Start the program, and return when the journal of its output folder has that many lines."""
     journal = out / "predictions.jsonl"
-    process = subprocess.Popen(
-        command(*arguments, "--out", out),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < until:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= lines:
-            return process
-        time.sleep(0.002)
-    process.kill()
-    raise AssertionError(
-        f"the program ended or hung before it was stopped: {process.communicate()}"
-    )
+
+    def reached() -> bool:
+        return journal.exists() and journal.read_bytes().count(b"\n") >= lines
+
+    return start_until(reached, *arguments, "--out", out)
 
 
 def test_photos_are_segmented_after_one_annotated_photo(tmp_path):
@@ -195,7 +167,7 @@ def test_bad_choice_is_one_line_and_leaves_no_results(
 def test_killed_run_leaves_no_half_file_and_the_next_one_finishes_it(many_photos, tmp_path):
     assert run_here(*many_photos, "--out", tmp_path / "whole") == 0
     out = tmp_path / "killed"
-    process = start_until(4, out, *many_photos)
+    process = start_run(4, out, *many_photos)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -213,7 +185,7 @@ def test_killed_run_leaves_no_half_file_and_the_next_one_finishes_it(many_photos
 
 def test_interrupted_run_says_how_to_go_on_and_does(many_photos, tmp_path, capfd):
     out = tmp_path / "out"
-    process = start_until(4, out, *many_photos)
+    process = start_run(4, out, *many_photos)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -262,7 +234,7 @@ def test_run_killed_again_and_again_comes_to_the_same_end(many_photos, tmp_path)
     out = tmp_path / "killed"
     moments = random.Random(0)
     for lines in (1, 3, 7, 12, 18, 25):
-        process = start_until(lines, out, *many_photos)
+        process = start_run(lines, out, *many_photos)
         time.sleep(moments.uniform(0, 0.05))
         process.kill()
         process.communicate()

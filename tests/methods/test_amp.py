@@ -15,6 +15,7 @@ from fastfss import AMP, Task, create_encoder
 from fastfss.methods.amp import moved, moved_in_turn
 from fastfss.methods.prototypes import upsample
 from tests.encoders.helpers import with_statistics
+from tests.methods.episodes import picture
 from tests.methods.published_amp import published_forward
 from tests.tolerances import assert_close
 
@@ -52,14 +53,6 @@ def episode(
     masks = F.interpolate(masks, size)
     query = torch.randn(batch, 3, *size, generator=generator)
     return images, masks, query, torch.randint(1, CLASSES, (batch,), generator=generator)
-
-
-def picture(height: int = 50, width: int = 70) -> tuple[Image.Image, np.ndarray]:
-    pixels = np.random.default_rng(0).integers(0, 80, (height, width, 3), dtype=np.uint8)
-    mask = np.zeros((height, width), np.uint8)
-    mask[15:40, 20:60] = 255
-    pixels[mask > 0] += 150
-    return Image.fromarray(pixels), mask
 
 
 # ---- The published forward
@@ -151,7 +144,7 @@ def test_shots_fitted_apart_and_merged_equal_shots_fitted_together(background: s
 def test_fit_and_predict_leave_the_model_as_it_is_and_repeat() -> None:
     segmenter = known(model(size=48))
     assert segmenter.background == "running"
-    image, mask = picture()
+    image, mask = picture(50, 70)
     before = rows(segmenter)
     task = segmenter.fit([(image, mask)] * 2)
     query, _ = picture(41, 77)
@@ -166,7 +159,7 @@ def test_fit_and_predict_leave_the_model_as_it_is_and_repeat() -> None:
 
 def test_a_task_is_accepted_and_predicts_the_same_after_the_row_has_moved() -> None:
     segmenter = known(model(size=48))
-    image, mask = picture()
+    image, mask = picture(50, 70)
     task = segmenter.fit([(image, mask)], label=2)
     wanted = segmenter.predict(image, task).scores
     images, masks, _, _ = episode(batch=2, shots=2)
@@ -181,7 +174,7 @@ def test_a_task_is_accepted_and_predicts_the_same_after_the_row_has_moved() -> N
 
 def test_paths_and_saved_tasks_give_the_same(tmp_path: Path) -> None:
     segmenter = known(model(size=48))
-    image, mask = picture()
+    image, mask = picture(50, 70)
     image.save(tmp_path / "photo.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
     task = segmenter.fit([(tmp_path / "photo.png", tmp_path / "mask.png")], name="box")

@@ -15,6 +15,7 @@ from fastfss import DENet, Task, create_encoder
 from fastfss.methods.denet import focal_loss
 from fastfss.methods.prototypes import upsample
 from tests.encoders.helpers import with_statistics
+from tests.methods.episodes import picture
 from tests.methods.published_denet import published_forward
 from tests.tolerances import assert_close
 
@@ -46,14 +47,6 @@ def episode(
 def tasks_of(segmenter: DENet, images: Tensor, masks: Tensor, labels: Tensor) -> list[Task]:
     ways = zip(images.unbind(1), masks.unbind(1), labels.unbind(1), strict=True)
     return [segmenter.encode_support(*way) for way in ways]
-
-
-def picture(height: int = 50, width: int = 70) -> tuple[Image.Image, np.ndarray]:
-    pixels = np.random.default_rng(0).integers(0, 80, (height, width, 3), dtype=np.uint8)
-    mask = np.zeros((height, width), np.uint8)
-    mask[15:40, 20:60] = 255
-    pixels[mask > 0] += 150
-    return Image.fromarray(pixels), mask
 
 
 # ---- The published forward
@@ -216,7 +209,7 @@ def test_the_classifier_stays_as_it_is_without_support_free() -> None:
 def test_a_task_is_accepted_after_support_free_has_kept_another_row() -> None:
     segmenter = model(support_free=True, size=48)
     segmenter.head_origin = segmenter.weights_origin = "given"
-    image, mask = picture()
+    image, mask = picture(50, 70)
     task = segmenter.fit([(image, mask)])
     segmenter.fit([(image, mask == 0)], label=2)
     assert segmenter.predict(image, task).labels.shape == mask.shape
@@ -338,7 +331,7 @@ def test_the_focal_loss_is_infinite_where_a_probability_underflows_unless_stable
 def test_images_of_any_size_and_kind_are_fitted_and_predicted(tmp_path: Path) -> None:
     segmenter = model(size=48)
     segmenter.head_origin = segmenter.weights_origin = "given"
-    image, mask = picture()
+    image, mask = picture(50, 70)
     image.save(tmp_path / "photo.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
     task = segmenter.fit([(tmp_path / "photo.png", tmp_path / "mask.png")] * 2, name="box")
@@ -358,7 +351,7 @@ def test_images_of_any_size_and_kind_are_fitted_and_predicted(tmp_path: Path) ->
 @pytest.mark.filterwarnings("default")
 def test_a_random_head_is_warned_about_at_the_callers_line() -> None:
     with pytest.warns(UserWarning, match="the head of DENet has random weights") as caught:
-        model(size=48).fit([picture()])
+        model(size=48).fit([picture(50, 70)])
     assert caught[0].filename == __file__
 
 
@@ -433,7 +426,7 @@ def test_a_task_for_another_number_of_classes_is_refused() -> None:
     segmenter, other = model(size=48), model(size=48, classes=9)
     for one in (segmenter, other):
         one.head_origin = one.weights_origin = "given"
-    image, mask = picture()
+    image, mask = picture(50, 70)
     task = other.fit([(image, mask)], label=8)
     with pytest.raises(ValueError, match="classes '6'"):
         segmenter.predict(image, task)

@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
 import fastfss
 from fastfss import HSNet, Task, create_encoder
 from fastfss.methods.hypercorrelation import GroupNorm4d, Level
+from tests.methods.episodes import episode, picture
 from tests.methods.published_hsnet import published_learner, published_predict
 from tests.published import hsnet_correlation
 from tests.tolerances import assert_close
@@ -21,7 +20,7 @@ def network() -> HSNet:
     """Random weights, the last bias such that both labels occur."""
     torch.manual_seed(0)
     model = HSNet(create_encoder("blocks_resnet50")).eval()
-    images, masks, query = episode(shots=3)
+    images, masks, query = episode(shots=3, size=97)
     with torch.no_grad():
         shots = model.shot_logits(
             model.encode(query), [model.encode_support(images, masks)], (97, 97)
@@ -32,19 +31,9 @@ def network() -> HSNet:
     return model
 
 
-def episode(batch: int = 1, shots: int = 1, size: int = 97, seed: int = 0) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch, shots, 3, size, size, generator=generator)
-    masks = torch.zeros(batch, shots, size, size)
-    masks[..., size // 4 : size // 2, size // 4 : 3 * size // 4] = 1
-    images += 2 * masks.unsqueeze(2)
-    query = torch.randn(batch, 3, size, size, generator=generator)
-    return images, masks, query
-
-
 @torch.no_grad()
 def test_a_batch_gives_what_its_episodes_give_alone(network: HSNet) -> None:
-    images, masks, query = episode(batch=2, shots=2)
+    images, masks, query = episode(batch=2, shots=2, size=97)
     task = network.encode_support(images, masks)
     together = network.shot_logits(network.encode(query), [task], (97, 97))[0]
     for item in range(2):
@@ -56,7 +45,7 @@ def test_a_batch_gives_what_its_episodes_give_alone(network: HSNet) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("memory_mib", [1, 256])
 def test_labels_are_the_published_ones(network: HSNet, memory_mib: int) -> None:
-    images, masks, query = episode(shots=3)
+    images, masks, query = episode(shots=3, size=97)
     network.memory_mib = memory_mib
     task = network.encode_support(images, masks)
     wanted = published_predict(network, list(images.unbind(1)), list(masks.unbind(1)), query)
@@ -66,7 +55,7 @@ def test_labels_are_the_published_ones(network: HSNet, memory_mib: int) -> None:
 
 @torch.no_grad()
 def test_shots_fitted_apart_and_merged_equal_shots_fitted_together(network: HSNet) -> None:
-    images, masks, query = episode(shots=3)
+    images, masks, query = episode(shots=3, size=97)
     together = network.encode_support(images, masks)
     apart = [network.encode_support(images[:, k : k + 1], masks[:, k : k + 1]) for k in range(3)]
     merged = apart[0].merge(*apart[1:])
@@ -89,7 +78,7 @@ def test_half_of_the_most_votes_is_enough(network: HSNet) -> None:
 def test_mean_fusion_is_the_mean_of_the_shots() -> None:
     torch.manual_seed(0)
     model = HSNet(create_encoder("blocks_resnet50"), fusion="mean").eval()
-    images, masks, query = episode(shots=2)
+    images, masks, query = episode(shots=2, size=97)
     task = model.encode_support(images, masks)
     shots = model.shot_logits(model.encode(query), [task], (97, 97))[0]
     assert_close(model.segment(query, task).logits, shots.mean(dim=1))
@@ -97,8 +86,8 @@ def test_mean_fusion_is_the_mean_of_the_shots() -> None:
 
 @torch.no_grad()
 def test_ways_share_one_encoding(network: HSNet) -> None:
-    images, masks, query = episode(shots=1)
-    others, other_masks, _ = episode(shots=2, seed=1)
+    images, masks, query = episode(shots=1, size=97)
+    others, other_masks, _ = episode(shots=2, seed=1, size=97)
     tasks = [network.encode_support(images, masks), network.encode_support(others, other_masks)]
     calls = []
     hook = network.encoder.register_forward_hook(lambda *_: calls.append(1))
@@ -161,7 +150,7 @@ def test_group_norm_is_torchs() -> None:
 def test_training_reaches_the_learner_alone() -> None:
     torch.manual_seed(0)
     model = HSNet(create_encoder("blocks_resnet50")).train()
-    images, masks, query = episode(batch=2)
+    images, masks, query = episode(batch=2, size=97)
     masks = torch.ones_like(masks)  # a stride over the support may skip a smaller object
     mask = torch.zeros(2, 97, 97)
     mask[:, 20:60, 20:60] = 1
@@ -183,15 +172,6 @@ def test_other_encoders_train_and_predict() -> None:
     model.loss(model(images, masks, query), masks[:, 0]).backward()
     result = model.eval().predict(np.zeros((50, 70, 3), np.uint8), model.fit([picture()]))
     assert result.labels.shape == (50, 70)
-
-
-def picture(height: int = 60, width: int = 90) -> tuple[Image.Image, np.ndarray]:
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 80, (height, width, 3), dtype=np.uint8)
-    mask = np.zeros((height, width), np.uint8)
-    mask[15:40, 20:60] = 255
-    pixels[mask > 0] += 150
-    return Image.fromarray(pixels), mask
 
 
 @pytest.mark.filterwarnings("ignore:the head of HSNet")
@@ -222,7 +202,7 @@ def test_an_encoder_file_leaves_the_head_random_and_says_so(tmp_path: Path) -> N
 
 @torch.no_grad()
 def test_the_copy_for_inference_agrees(network: HSNet) -> None:
-    images, masks, query = episode()
+    images, masks, query = episode(size=97)
     fast = network.for_inference()
     task = fast.encode_support(images, masks)
     wanted = network.segment(query, network.encode_support(images, masks)).logits
@@ -241,12 +221,12 @@ def test_wrong_arguments_are_named(network: HSNet) -> None:
         HSNet(encoder, fusion="max")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="memory_mib: expected at least 1"):
         HSNet(encoder, memory_mib=0)
-    images, masks, query = episode()
+    images, masks, query = episode(size=97)
     with pytest.raises(ValueError, match="images: expected the same size in all shots"):
         network.encode_support([images[:, 0], images[:, 0, :, :64]], [masks[:, 0], masks[:, 0]])
     other = HSNet(encoder)
     with pytest.raises(ValueError, match=r"task: expected a map \(B, K, 512, h, w\) of layer2\.0"):
         network.segment(query, other.encode_support(images, masks))
-    two_shots, two_masks, _ = episode(shots=2)
+    two_shots, two_masks, _ = episode(shots=2, size=97)
     with pytest.raises(ValueError, match="images: expected one shot"):
         network(two_shots, two_masks, query)

@@ -14,6 +14,7 @@ from fastfss.errors import CheckpointError
 from fastfss.methods import LatentClasses, MiningConfig, MLCOutput, Rectification
 from fastfss.methods.rectification import region_prototypes
 from fastfss.weights import read_checkpoint, save_checkpoint
+from tests.methods.episodes import episode
 from tests.methods.published_mlc import published_forward
 from tests.tolerances import assert_close
 
@@ -21,16 +22,6 @@ from tests.tolerances import assert_close
 def model(**options: object) -> MLC:
     torch.manual_seed(0)
     return MLC(create_encoder("resnet18"), layers=("layer2",), **options).eval()  # type: ignore[arg-type]
-
-
-def episode(batch: int = 1, shots: int = 1, size: int = 64, seed: int = 0) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch, shots, 3, size, size, generator=generator)
-    masks = torch.zeros(batch, shots, size, size)
-    masks[..., size // 4 : size // 2, size // 4 : 3 * size // 4] = 1
-    images += 2 * masks.unsqueeze(2)
-    query = torch.randn(batch, 3, size, size, generator=generator)
-    return images, masks, query
 
 
 def photographs(count: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:

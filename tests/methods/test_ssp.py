@@ -7,6 +7,7 @@ from torch import Tensor
 from fastfss import MLC, SSP, create_encoder
 from fastfss.methods import SelfSupportConfig
 from fastfss.methods.self_support import select, self_support
+from tests.methods.episodes import episode
 from tests.methods.published_ssp import published_forward
 from tests.tolerances import assert_close
 
@@ -14,16 +15,6 @@ from tests.tolerances import assert_close
 def model(method: type[SSP] | type[MLC] = SSP, **options: object) -> SSP | MLC:
     torch.manual_seed(0)
     return method(create_encoder("resnet18"), layers=("layer2",), **options).eval()  # type: ignore[arg-type]
-
-
-def episode(batch: int = 1, shots: int = 1, size: int = 64, seed: int = 0) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch, shots, 3, size, size, generator=generator)
-    masks = torch.zeros(batch, shots, size, size)
-    masks[..., size // 4 : size // 2, size // 4 : 3 * size // 4] = 1
-    images += 2 * masks.unsqueeze(2)
-    query = torch.randn(batch, 3, size, size, generator=generator)
-    return images, masks, query
 
 
 @pytest.mark.parametrize("method", [SSP, MLC])

@@ -11,21 +11,13 @@ from PIL import Image
 
 import fastfss
 from fastfss import SSP, Task
+from tests.methods.episodes import picture
 
 
 def make(**options: object) -> fastfss.methods.FewShotSegmenter:
     torch.manual_seed(0)
     encoder = fastfss.create_encoder("resnet18")
     return fastfss.create_model("ssp", encoder=encoder, layers=("layer2",), **options)  # type: ignore[arg-type]
-
-
-def picture(height: int = 60, width: int = 90) -> tuple[Image.Image, np.ndarray]:
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 80, (height, width, 3), dtype=np.uint8)
-    mask = np.zeros((height, width), np.uint8)
-    mask[15:40, 20:60] = 255
-    pixels[mask > 0] += 150
-    return Image.fromarray(pixels), mask
 
 
 def test_create_model_gives_the_class_that_is_imported() -> None:

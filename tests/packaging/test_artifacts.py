@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tarfile
 import zipfile
@@ -11,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.packaging.clean import ROOT, CleanEnvironment, run
+from tests.packaging.wheel import LIMIT, loaded, package_files, problems, size
 
 for tool in ("build", "setuptools", "pybind11"):
     pytest.importorskip(tool, reason="not installed: pip install fastfss[dev]")
-pytestmark = pytest.mark.slow
 
 SMOKE = Path(__file__).parent / "smoke.py"
-MEGABYTE = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,11 @@ def build_wheel(sources: Path, folder: Path, mode: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(sources, tmp_path_factory) -> Path:
+def wheel(request, tmp_path_factory) -> Path:
+    """With native code: the file FASTFSS_WHEEL (one that .ci/wheels made), else built here."""
+    if made := os.environ.get("FASTFSS_WHEEL"):
+        return Path(made).absolute()
+    sources = request.getfixturevalue("sources")
     return build_wheel(sources, tmp_path_factory.mktemp("wheel"), "cpu")
 
 
@@ -77,38 +81,59 @@ def test_sdist_holds_all_that_a_build_and_the_tests_need(sources):
         assert not missing
 
 
-def test_sdist_and_wheel_hold_the_kernels_as_files(sources, python_wheel):
+def test_sdist_holds_the_kernels_as_files(sources):
     """In a checkout fastfss/kernels is a link to kernels/."""
-    wanted = {path.name for path in (ROOT / "fastfss" / "kernels").glob("*.py")}
-    assert wanted
     assert not (sources / "fastfss" / "kernels").is_symlink()
-    assert {path.name for path in (sources / "fastfss" / "kernels").glob("*.py")} == wanted
-    names = zipfile.ZipFile(python_wheel).namelist()
-    assert {Path(n).name for n in names if n.startswith("fastfss/kernels/")} == wanted
+    assert package_files(sources) == package_files()
 
 
 def test_sdist_holds_nothing_built(sources):
     assert not [path for path in sources.rglob("*") if path.suffix in (".so", ".o", ".pyc")]
 
 
-def test_wheel_holds_the_package_alone(wheel):
-    folders = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert folders == {"fastfss", "-".join(wheel.name.split("-")[:2]) + ".dist-info"}
-
-
-def test_wheel_holds_the_native_module_types_and_licence(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    assert len([name for name in names if name.startswith("fastfss/_native.")]) == 1
-    assert "fastfss/py.typed" in names
+def test_wheel_without_native_code_holds_the_package_and_nothing_else(python_wheel):
+    assert python_wheel.name.endswith("-py3-none-any.whl")
+    assert problems(python_wheel) == []
+    names = zipfile.ZipFile(python_wheel).namelist()
     assert any(name.endswith("/licenses/LICENSE") for name in names)
-    suffixes = {Path(name).suffix for name in names if name.startswith("fastfss/")}
-    assert not suffixes & {".cpp", ".h", ".cu"}
+    assert {"fastfss/py.typed", "fastfss/kernels/dense_match.py"} < set(names)
 
 
-def test_wheel_is_under_10_megabytes(wheel):
-    assert wheel.stat().st_size < 10 * MEGABYTE
+def test_what_is_wrong_with_a_wheel_is_listed(python_wheel, tmp_path):
+    wrong = tmp_path / python_wheel.name
+    with zipfile.ZipFile(python_wheel) as made, zipfile.ZipFile(wrong, "w") as archive:
+        for entry in made.infolist():
+            if entry.filename != "fastfss/py.typed":
+                archive.writestr(entry, made.read(entry))
+        archive.writestr("tests/test_left.py", "")
+        archive.writestr("fastfss/_native.abi3.so", b"\0/home/someone/fastfss/csrc/module.cpp\0")
+        archive.writestr("fastfss/large.bin", os.urandom(LIMIT))
+    found = problems(wrong)
+    assert found[:-1] == [
+        "missing: fastfss/py.typed",
+        "should not be there: fastfss/large.bin",
+        "should not be there: tests/test_left.py",
+        "native modules under this tag: ['fastfss/_native.abi3.so']",
+        "fastfss/_native.abi3.so: path of the build machine: /home/someone/fastfss/csrc/module.cpp",
+    ]
+    assert found[-1].endswith(f"bytes without weights: expected less than {LIMIT}")
 
 
+def test_a_wheel_s_weights_are_counted_apart(python_wheel):
+    bytes_of = size(python_wheel)
+    assert bytes_of.native == 0
+    default = ROOT / "fastfss" / "weights" / "files" / "default.safetensors"
+    assert 0 < bytes_of.weights <= default.stat().st_size
+    assert bytes_of.wheel - bytes_of.weights > 0
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_its_native_module_and_nothing_else(wheel):
+    assert problems(wheel) == []
+    assert "portable" in loaded(wheel).split(",")
+
+
+@pytest.mark.slow
 def test_wheel_works_in_a_clean_environment(wheel, tmp_path):
     clean = installed(wheel, tmp_path)
     assert "native: C++ on the CPU" in clean.run(str(SMOKE), "native")
@@ -117,8 +142,17 @@ def test_wheel_works_in_a_clean_environment(wheel, tmp_path):
     assert next(backend for backend in backends if backend["name"] == "native")["on"]
 
 
-def test_wheel_without_native_code_serves_every_platform_and_works(python_wheel, tmp_path):
-    assert python_wheel.name.endswith("-py3-none-any.whl")
-    assert not [n for n in zipfile.ZipFile(python_wheel).namelist() if n.endswith(".so")]
+@pytest.mark.slow
+def test_commands_of_an_installed_wheel_find_its_weights(wheel, tmp_path):
+    """`fastfss demo` runs `fastfss predict` with the default model."""
+    pytest.importorskip("skimage", reason="the photograph of fastfss demo")
+    clean = installed(wheel, tmp_path)
+    said = run(str(clean.folder / "bin" / "fastfss"), "demo", cwd=tmp_path)
+    assert "fastfss predict" in said
+    assert list((tmp_path / "demo").rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_wheel_without_native_code_works(python_wheel, tmp_path):
     clean = installed(python_wheel, tmp_path)
     assert "FASTFSS_BUILD=python" in clean.run(str(SMOKE), "reference")

@@ -343,7 +343,7 @@ def test_a_damaged_checkpoint_is_named(shapes: Path, tmp_path: Path) -> None:
     run(tiny_recipe(shapes), tmp_path)
     newest = tmp_path / "checkpoints" / "step-00000006.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"step-00000006\.pt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"step-00000006\.pt: cannot be read"):
         run(tiny_recipe(shapes), tmp_path, resume=True)
 
 
