@@ -125,9 +125,7 @@ class HSNet(LevelPyramid):
             part = {name: one[:, start : start + together] for name, one in supports.items()}
             taken = part[self.layers[0]].shape[1]
             low = self.match(
-                maps
-                if taken == 1
-                else {n: m.repeat_interleave(taken, dim=0) for n, m in maps.items()},
+                maps if taken == 1 else self.repeated(maps, taken),
                 {n: s.flatten(0, 1) for n, s in part.items()},
             )
             large = F.interpolate(low, size, mode="bilinear", align_corners=True)

@@ -312,7 +312,7 @@ class IMRHSNet(LevelPyramid):
                 n: one[:, start : start + together].flatten(0, 1) for n, one in supports.items()
             }
             taken = min(together, sum(shots) - start)
-            repeated = {n: m.repeat_interleave(taken, dim=0) for n, m in queries.items()}
+            repeated = self.repeated(queries, taken)
             repeated["map"] = activations[:, start : start + taken].flatten(0, 1)
             low = self.match(repeated, part)
             large = F.interpolate(low, size, mode="bilinear", align_corners=True)
