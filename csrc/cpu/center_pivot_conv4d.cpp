@@ -43,8 +43,10 @@ struct ProductFor<BFloat16> {
 #endif
 
 // Sums of a row of outputs, written together: one by one they lie kilobytes apart, often at the
-// same place of a page, and the stores wait for each other.
-constexpr int64_t kStageBytes = 64 << 10;
+// same place of a page, and the stores wait for each other. Half of an L1; a cache line is left
+// between the positions, which would else lie at the same place of a page here.
+constexpr int64_t kStageBytes = 32 << 10;
+constexpr int64_t kStageGap = 16;
 
 // A map [B, ha, wa, hb, wb, I] as its addresses are computed.
 template <class T>
@@ -135,18 +137,21 @@ class Convolution {
   struct Work {
     explicit Work(const Convolution& of) : positions(of.strip_rows_ * of.query_width_) {
       const int64_t padding = Product::kPositionPadding;
-      stage = Buffer<float>(round_up(positions, padding) * of.stage_columns_ * of.lanes_);
-      std::fill_n(stage.get(), round_up(positions, padding) * of.stage_columns_ * of.lanes_, 0.0f);
+      const int64_t size = round_up(positions, padding) * of.stage_stride();
+      stage = Buffer<float>(size);
+      std::fill_n(stage.get(), size, 0.0f);
       if (of.copies_rows_) {
         rows = Buffer<T>(positions * of.kernel_ * of.x_.view.size[4] * of.inputs_);
       }
+      maps.resize(positions);
       support_line.resize(positions);
       query_line.resize(of.window_ ? positions
                                    : of.kernel_ * (of.query_width_ + 2 * of.padding_));
     }
     int64_t positions;
-    Buffer<float> stage;  // [positions][columns][lanes]
+    Buffer<float> stage;  // [positions][stage_stride]: columns, of each its lanes
     Buffer<T> rows;       // [positions][k][wb][I], of the support
+    std::vector<const T*> maps;  // of x, at each position
     std::vector<const T*> support_line, query_line;
     std::vector<Run<T>> support_runs, query_runs;
     Product product;
@@ -219,7 +224,7 @@ class Convolution {
     const bool joined = view.stride[3] == view.size[4] * view.stride[4];
     for (int64_t p = 0; p < strip.rows * query_width_; ++p) {
       T* to = work.rows.get() + (p * kernel_ + first) * view.size[4] * inputs_;
-      const T* from = x_.at(strip.b, strip.row + p / query_width_, p % query_width_, top + first, 0);
+      const T* from = work.maps[p] + (top + first) * view.stride[3];
       if (joined) {
         interleave(from, view, (last - first) * view.size[4], to);
         continue;
@@ -237,9 +242,9 @@ class Convolution {
     for (int64_t p = 0; p < positions; ++p) {
       const int64_t y = strip.row + p / query_width_, a = p % query_width_;
       if (x_) {
-        work.support_line[p] = copies_rows_
-                                   ? work.rows.get() + p * kernel_ * x_.view.size[4] * inputs_
-                                   : x_.at(strip.b, y, a, 0, 0);
+        work.maps[p] = x_.at(strip.b, y, a, 0, 0);
+        work.support_line[p] =
+            copies_rows_ ? work.rows.get() + p * kernel_ * x_.view.size[4] * inputs_ : work.maps[p];
       }
       if (window_) {
         const int64_t row = strip.b * (query_height_ + 2 * padding_) + y;
@@ -250,7 +255,7 @@ class Convolution {
       if (copies_rows_) copy_rows(work, strip, row);
       for (int64_t column = 0; column < width_; column += stage_columns_) {
         const int64_t columns = std::min(stage_columns_, width_ - column);
-        const int64_t stride = columns * lanes_;
+        const int64_t stride = stage_stride();
         const int64_t place = (row * width_ + column) * outputs_;
         start(work, strip, place, columns);
         for (int64_t c = 0; c < columns; ++c) {
@@ -327,39 +332,44 @@ class Convolution {
     }
   }
 
-  // Of `args`' tensor, outputs from `place` on at position p of a strip.
-  template <class Value>
-  Value* at(const TensorView& view, const Strip& strip, int64_t p, int64_t place) const {
-    const int64_t row = strip.row + p / query_width_, a = p % query_width_;
-    return view.as<Value>() + strip.b * view.stride[0] + row * view.stride[1] +
-           a * height_ * width_ * outputs_ + place;
-  }
+  int64_t stage_stride() const { return stage_columns_ * lanes_ + kStageGap; }
 
-  void start(Work& work, const Strip& strip, int64_t place, int64_t columns) const {
-    const float* bias = args_.bias.as<const float>();
-    float* to = work.stage.get();
-    for (int64_t p = 0; p < strip.rows * query_width_; ++p) {
-      const float* from =
-          args_.start.data ? at<const float>(args_.start, strip, p, place) : nullptr;
-      for (int64_t c = 0; c < columns; ++c, to += lanes_) {
-        for (int64_t o = 0; o < outputs_; ++o) to[o] = from ? bias[o] + *from++ : bias[o];
+  // body(sums, values) for each position of a strip: in the stage, and in a tensor from output
+  // `place` of the position on.
+  template <class Value, class Body>
+  void each_position(const Work& work, const Strip& strip, const TensorView& view, int64_t place,
+                     const Body& body) const {
+    float* sums = work.stage.get();
+    for (int64_t r = 0; r < strip.rows; ++r) {
+      Value* at = view.as<Value>() + strip.b * view.stride[0] +
+                  (strip.row + r) * view.stride[1] + place;
+      for (int64_t a = 0; a < query_width_; ++a) {
+        body(sums, at);
+        sums += stage_stride();
+        at += height_ * width_ * outputs_;
       }
     }
+  }
+
+  void start(const Work& work, const Strip& strip, int64_t place, int64_t columns) const {
+    const float* bias = args_.bias.as<const float>();
+    const bool more = args_.start.data != nullptr;
+    each_position<const float>(work, strip, more ? args_.start : args_.out, place,
+                               [&](float* to, const float* from) {
+                                 for (int64_t c = 0; c < columns; ++c, to += lanes_) {
+                                   std::copy_n(bias, outputs_, to);
+                                   if (!more) continue;
+                                   for (int64_t o = 0; o < outputs_; ++o) to[o] += from[o];
+                                   from += outputs_;
+                                 }
+                               });
   }
 
   void finish(const Work& work, const Strip& strip, int64_t place, int64_t columns) const {
-    const float* from = work.stage.get();
-    for (int64_t p = 0; p < strip.rows * query_width_; ++p) {
-      Out* to = at<Out>(args_.out, strip, p, place);
-      if (lanes_ == outputs_) {
-        convert(from, columns * lanes_, to);
-        from += columns * lanes_;
-        continue;
-      }
-      for (int64_t c = 0; c < columns; ++c, from += lanes_, to += outputs_) {
-        convert(from, outputs_, to);
-      }
-    }
+    each_position<Out>(work, strip, args_.out, place, [&](const float* from, Out* to) {
+      if (lanes_ == outputs_) return convert(from, columns * lanes_, to);
+      for (int64_t c = 0; c < columns; ++c) convert(from + c * lanes_, outputs_, to + c * outputs_);
+    });
   }
 
   void add_moments(const float* sums, int64_t stride, Moments& moments) const {
