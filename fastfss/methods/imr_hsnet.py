@@ -305,7 +305,9 @@ class IMRHSNet(LevelPyramid):
         )
         queries = maps | {"middle": self.middle(maps)}
         # Both directions of a pair.
-        together = max(1, (self.memory_mib << 20) // (2 * self.correlation_bytes(maps, supports)))
+        together = self.together(
+            2 * self.correlation_bytes(maps, supports), on_cpu=self.device.type == "cpu"
+        )
         parts = []
         for start in range(0, sum(shots), together):
             part = {
