@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.ceiling import floor, multiply_adds
 from bench.compare import compare
 from fastfss.ops import dense_correlation
 from tests.published import hsnet_correlation
@@ -41,11 +42,15 @@ def test_hsnet_correlations(benchmark: Any, dtype: torch.dtype) -> None:
         difference = (wanted - result.float()).abs().max()
         assert difference < (1e-5 if dtype == torch.float32 else 2e-2)
     with torch.inference_mode():
-        measured = compare({"published float32": published, "ours": ours}, seconds=15)
+        forms = {"published float32": published, "ours": ours}
+        measured = compare(forms | {"multiply-adds": multiply_adds(dtype)}, seconds=15)
         benchmark.pedantic(ours, rounds=3)
+    least = floor(FLOPS, measured.median("multiply-adds"))
     benchmark.extra_info.update(
         measured.as_dict(),
         ratio=round(measured.ratio("published float32", "ours"), 2),
         gflops=round(FLOPS / measured.median("ours") / 1e9),
+        floor_ms=round(least * 1e3, 2),
+        of_floor=round(measured.median("ours") / least, 2),
     )
     print(f"\nHSNet correlations {dtype}: {measured}\n  {benchmark.extra_info['gflops']} GFLOP/s")

@@ -5,9 +5,8 @@
 // An implicit matrix product, channels innermost. A row of the product is a pair (a, c); the rows
 // of a tile are neighbours in a row of the query grid at one support position c. So all of them
 // have the same taps over the support inside of the grid, and the others cost nothing (on the 2 x 2
-// grids of HSNet's mixers 5 of 9); taps over the query that fall outside read zeros. A tile is R
-// rows by V vectors of outputs, kept in registers; its operand is broadcast from where it lies, by
-// R pointers. Weights are cut into chunks that stay in the L1 while all tiles of a row use them.
+// grids of HSNet's mixers 5 of 9); taps over the query that fall outside read zeros. How rows meet
+// weights is in center_pivot_products.h, and for AMX in center_pivot_tiles.h.
 //
 // Correlations come as planes, a channel each: the rows of the support that a row of outputs looks
 // at are interleaved into a buffer that fits the L2 (200 KB of HSNet's finest level), in which the
@@ -16,8 +15,9 @@
 // HSNet's learner, ResNet-50 at 400 px: 25 GFLOP inside of the grids, 92 ms at the 274 GFLOP/s of
 // one Zen 5 core in float32 (46 ms with vdpbf16ps). Memory: the finest level's correlations, 100 MB
 // in float32, are read once (3 ms at the 37 GB/s of a plain read), 27 MB written, read again and
-// normalised. Measured with the decoder's 2 GFLOP: 164 ms (93 ms); the slowest is the first
-// convolution of the finest level, of four channels, at 90 GFLOP/s. The mixers reach 218 (413).
+// normalised. Measured with the decoder's 2 GFLOP: 156 ms (91 ms); the slowest is the first
+// convolution of the finest level, of four channels, at 80 GFLOP/s (130): 6 of its 32 ms are the
+// interleaving, and its 27 MB are written, read and written. The mixers reach 214 (410).
 #include "fastfss/center_pivot_conv4d.h"
 
 #include <algorithm>
@@ -145,12 +145,11 @@ class Convolution {
       }
       maps.resize(positions);
       support_line.resize(positions);
-      query_line.resize(of.window_ ? positions
-                                   : of.kernel_ * (of.query_width_ + 2 * of.padding_));
+      query_line.resize(of.window_ ? positions : of.kernel_ * (of.query_width_ + 2 * of.padding_));
     }
     int64_t positions;
-    Buffer<float> stage;  // [positions][stage_stride]: columns, of each its lanes
-    Buffer<T> rows;       // [positions][k][wb][I], of the support
+    Buffer<float> stage;         // [positions][stage_stride]: columns, of each its lanes
+    Buffer<T> rows;              // [positions][k][wb][I], of the support
     std::vector<const T*> maps;  // of x, at each position
     std::vector<const T*> support_line, query_line;
     std::vector<Run<T>> support_runs, query_runs;
@@ -281,9 +280,7 @@ class Convolution {
   }
 
   // Elements from one row of the query to the next in windows_.
-  int64_t window_step() const {
-    return height_ * width_ * (query_width_ + 2 * padding_) * inputs_;
-  }
+  int64_t window_step() const { return height_ * width_ * (query_width_ + 2 * padding_) * inputs_; }
 
   void add_support_runs(Work& work, int64_t row, int64_t column) const {
     work.support_runs.clear();
@@ -341,8 +338,8 @@ class Convolution {
                      const Body& body) const {
     float* sums = work.stage.get();
     for (int64_t r = 0; r < strip.rows; ++r) {
-      Value* at = view.as<Value>() + strip.b * view.stride[0] +
-                  (strip.row + r) * view.stride[1] + place;
+      Value* at =
+          view.as<Value>() + strip.b * view.stride[0] + (strip.row + r) * view.stride[1] + place;
       for (int64_t a = 0; a < query_width_; ++a) {
         body(sums, at);
         sums += stage_stride();
@@ -434,7 +431,7 @@ class Convolution {
   const Map<T> x_, pruned_;
   int64_t batch_, query_height_, query_width_, height_, width_, outputs_;
   int64_t inputs_, kernel_, padding_, vectors_;
-  int64_t lanes_;                      // outputs as they are padded in the stage
+  int64_t lanes_;  // outputs as they are padded in the stage
   int64_t strip_rows_, stage_columns_;
   bool window_ = false, copies_rows_ = false;
   PackedWeights<Element> support_weights_, query_weights_;

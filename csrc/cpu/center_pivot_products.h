@@ -97,11 +97,11 @@ class VectorProduct {
     return {std::move(to), outputs, inputs, kernel};
   }
 
-  // Adds the products of `runs` with the weights of V vectors of outputs from vector `first` on, for
-  // positions [0, count).
+  // Adds the products of `runs` with the weights of V vectors of outputs from vector `first` on,
+  // for positions [0, count).
   template <int V>
-  void multiply(const PackedWeights<Element>& weights, int64_t first, const std::vector<Run<T>>& runs,
-                int64_t count, float* sums, int64_t stride) {
+  void multiply(const PackedWeights<Element>& weights, int64_t first,
+                const std::vector<Run<T>>& runs, int64_t count, float* sums, int64_t stride) {
     if (runs.empty()) return;
     constexpr int64_t kRow = V * kWidth * kPerUnit;  // weights of one unit
     const int64_t inputs = weights.inputs;
@@ -200,8 +200,8 @@ class VectorProduct {
     }
   }
 
-  // Whole rows of the window at R neighbouring positions, `inputs` elements apart: an operand serves
-  // the K positions that see it, so that 25 loads are enough for 80 multiply-adds (K = 5, R = 16).
+  // Whole rows of the window at R neighbouring positions, `inputs` elements apart. An operand serves
+  // the K positions that see it: of five taps at 16 positions 25 loads for 80 multiply-adds.
   template <int R, int K>
   [[gnu::noinline]] static void slide_tile(const std::vector<Run<T>>& runs, int64_t first,
                                            int64_t inputs, const Element* group, int64_t of_row,

@@ -1,4 +1,5 @@
-// The products of center_pivot_conv4d (center_pivot_products.h) by AMX tiles, or by their emulation.
+// The products of center_pivot_conv4d (center_pivot_products.h) by AMX tiles, or by their
+// emulation.
 //
 // NEVER RUN ON AMX HARDWARE, as the rest of gemm_amx.h. Operands are gathered: 32 positions by a
 // chunk of their runs' elements, as tiles of 16 positions x 32 elements. A row of the window is cut
@@ -24,7 +25,8 @@ class TileProduct {
   static constexpr int64_t kPositions = 160, kPositionPadding = 32;
   static bool copies_window(int64_t, bool) { return true; }
 
-  // [vectors in groups][row of the window][32 elements][16 outputs]: tiles of 16 pairs x 16 outputs.
+  // [vectors in groups][row of the window][32 elements][16 outputs]: tiles of 16 pairs x 16
+  // outputs.
   static PackedWeights<Element> pack(const TensorView& weight) {
     const int64_t outputs = weight.size[0], inputs = weight.size[1], kernel = weight.size[2];
     const int64_t vectors = (outputs + kWidth - 1) / kWidth, steps = steps_of(inputs, kernel);
@@ -36,7 +38,8 @@ class TileProduct {
       Element* group = to.get() + first * padded_outputs(1) * kernel * steps * kStep;
       const int64_t end = std::min(outputs, (first + count) * kWidth);
       for (int64_t o = first * kWidth; o < end; ++o) {
-        const int64_t tile = (o - first * kWidth) / kOutputs, lane = (o - first * kWidth) % kOutputs;
+        const int64_t tile = (o - first * kWidth) / kOutputs,
+                      lane = (o - first * kWidth) % kOutputs;
         const BFloat16* weights = from + o * inputs * kernel * kernel;
         for (int64_t i = 0; i < inputs; ++i) {
           for (int64_t row = 0; row < kernel; ++row) {
@@ -59,7 +62,8 @@ class TileProduct {
                 int64_t stride) {
     const int64_t steps = steps_of(weights.inputs, weights.kernel);
     constexpr int64_t kTiles = padded_outputs(V) / kOutputs;
-    const Element* group = weights.data.get() + first * padded_outputs(1) * weights.kernel * steps * kStep;
+    const Element* group =
+        weights.data.get() + first * padded_outputs(1) * weights.kernel * steps * kStep;
     pieces_.clear();
     for (const Run<BFloat16>& run : runs) {
       const int64_t end = run.begin + run.count;
@@ -89,7 +93,7 @@ class TileProduct {
   }
 
  private:
-  static constexpr int64_t kRows = 16, kStep = 32;   // positions and elements of a tile
+  static constexpr int64_t kRows = 16, kStep = 32;    // positions and elements of a tile
   static constexpr int64_t kTile = kStep * kOutputs;  // elements of a tile of either side
   // 256 elements of 32 positions are 16 KiB and stay in the L1 with the sums.
   static constexpr int64_t kMostSteps = 8;

@@ -82,7 +82,7 @@ class Level(Hypercorrelation):
 
     @cached_property
     def _boxed_supports(self) -> list[Tensor]:
-        """Copied once where the box is smaller, not by each part of the query: in one piece each."""
+        """In one piece each: copied once where the box is smaller, not by every part."""
         boxed = [s[:, :, self._box[0], self._box[1]] for s in self.supports]
         return [
             b.contiguous(memory_format=torch.channels_last) if b.shape != s.shape else s

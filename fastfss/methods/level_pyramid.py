@@ -13,9 +13,9 @@ from fastfss.errors import expected
 from fastfss.methods.stacked import StackedSegmenter
 from fastfss.task import Task
 
-# On a CPU shots gain nothing by being together once a grid is large, and what the allocator does not
-# keep between calls costs page faults: 5 shots of HSNet in bfloat16 take 825 ms with 256 MiB, 769
-# one by one.
+# On a CPU shots of large grids gain nothing by being together, and what the allocator does not keep
+# between calls costs page faults: 5 shots of HSNet in bfloat16 take 825 ms with 256 MiB, 769 one by
+# one.
 _CPU_MIB = 64
 
 Fusion = Literal["vote", "mean"]
