@@ -237,6 +237,13 @@ def test_the_copy_for_inference_agrees(network: HSNet) -> None:
     assert (found - wanted).norm() < 0.1 * wanted.norm()
 
 
+def test_shots_share_the_memory_that_is_left_to_them() -> None:
+    model = HSNet(create_encoder("resnet18"), memory_mib=256)
+    for mib, on_gpu, on_cpu in ((110, 2, 1), (300, 1, 1), (20, 12, 3)):
+        assert model.together(mib << 20, on_cpu=False) == on_gpu
+        assert model.together(mib << 20, on_cpu=True) == on_cpu
+
+
 def test_wrong_arguments_are_named(network: HSNet) -> None:
     encoder = create_encoder("resnet18")
     with pytest.raises(ValueError, match="layers: expected maps at strides 8, 16 and 32"):
