@@ -144,12 +144,22 @@ PYBIND11_MODULE(_native, module) {
          const std::optional<TensorView>& query_weight, const TensorView& bias,
          const std::optional<TensorView>& start, const TensorView& out,
          const std::optional<TensorView>& norm_weight, const std::optional<TensorView>& norm_bias,
-         int64_t stride, int64_t groups, float eps, int threads) {
+         int64_t stride, int64_t groups, float eps, int threads, bool emulate_amx) {
         const TensorView none{};
-        center_pivot_conv4d({x.value_or(none), pruned.value_or(none), support_weight.value_or(none),
-                             query_weight.value_or(none), bias, start.value_or(none), out,
-                             norm_weight.value_or(none), norm_bias.value_or(none), stride, groups,
-                             eps, threads});
+        const CenterPivotConv4dArgs args{x.value_or(none),
+                                         pruned.value_or(none),
+                                         support_weight.value_or(none),
+                                         query_weight.value_or(none),
+                                         bias,
+                                         start.value_or(none),
+                                         out,
+                                         norm_weight.value_or(none),
+                                         norm_bias.value_or(none),
+                                         stride,
+                                         groups,
+                                         eps,
+                                         threads};
+        emulate_amx ? center_pivot_conv4d_emulated_amx(args) : center_pivot_conv4d(args);
       },
       py::call_guard<py::gil_scoped_release>());
   module.def("release_workspace", &release_workspace);

@@ -84,9 +84,14 @@ void center_pivot_conv4d(const CenterPivotConv4dArgs& args) {
 #if defined(FASTFSS_X86)
                                               {Isa::kAvx2, &avx2::center_pivot_conv4d},
                                               {Isa::kAvx512, &avx512::center_pivot_conv4d},
-                                              {Isa::kAvx512Bf16, &avx512_bf16::center_pivot_conv4d}
+                                              {Isa::kAvx512Bf16, &avx512_bf16::center_pivot_conv4d},
+                                              {Isa::kAmx, &amx::center_pivot_conv4d}
 #endif
   })(args);
+}
+
+void center_pivot_conv4d_emulated_amx(const CenterPivotConv4dArgs& args) {
+  portable::center_pivot_conv4d_emulated_amx(args);
 }
 
 void dense_correlation(const DenseCorrelationArgs& args) {

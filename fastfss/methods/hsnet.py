@@ -41,7 +41,8 @@ class HSNet(LevelPyramid):
         grid: the learner's output grid, see HypercorrelationLearner; "square" as published differs
             from "query" only for images that are not square.
         memory_mib: how much memory the correlations of the shots and ways that are segmented
-            together may take; at least one is. The published code has one at a time.
+            together may take; at least one is, and on a CPU no more than 64 MiB of them. The
+            published code has one at a time.
     """
 
     method = "hsnet"
@@ -119,15 +120,15 @@ class HSNet(LevelPyramid):
         batch = features.batch
         supports = self.support_maps(tasks, maps, [f"mask.{stride}" for stride in STRIDES])
         count = supports[self.layers[0]].shape[1]
-        together = max(1, (self.memory_mib << 20) // self.correlation_bytes(maps, supports))
+        together = self.together(
+            self.correlation_bytes(maps, supports), on_cpu=self.device.type == "cpu"
+        )
         parts = []
         for start in range(0, count, together):
             part = {name: one[:, start : start + together] for name, one in supports.items()}
             taken = part[self.layers[0]].shape[1]
             low = self.match(
-                maps
-                if taken == 1
-                else {n: m.repeat_interleave(taken, dim=0) for n, m in maps.items()},
+                maps if taken == 1 else self.repeated(maps, taken),
                 {n: s.flatten(0, 1) for n, s in part.items()},
             )
             large = F.interpolate(low, size, mode="bilinear", align_corners=True)

@@ -20,6 +20,7 @@ from fastfss.ops import center_pivot_block, center_pivot_conv4d, dense_correlati
 from fastfss.ops._center_pivot_torch import group_norm4d
 from fastfss.ops._gpu_inference import enlarge, run
 from fastfss.ops.center_pivot_parts import center_pivot_block_in_parts
+from fastfss.ops.dense_correlation import dense_correlation_into
 
 Grid = Literal["square", "query"]
 GROUPS = 4
@@ -77,8 +78,16 @@ class Level(Hypercorrelation):
     def fill(self, out: Tensor, start: int) -> None:
         """Write rows of the query; what is outside of the object's box stays as it is: 0."""
         queries = [q[:, :, start : start + out.shape[2]] for q in self.queries]
-        supports = [s[:, :, self._box[0], self._box[1]] for s in self.supports]
-        out[..., self._box[0], self._box[1]] = dense_correlation(queries, supports)
+        dense_correlation_into(out[..., self._box[0], self._box[1]], queries, self._boxed_supports)
+
+    @cached_property
+    def _boxed_supports(self) -> list[Tensor]:
+        """In one piece each: copied once where the box is smaller, not by every part."""
+        boxed = [s[:, :, self._box[0], self._box[1]] for s in self.supports]
+        return [
+            b.contiguous(memory_format=torch.channels_last) if b.shape != s.shape else s
+            for b, s in zip(boxed, self.supports, strict=True)
+        ]
 
     @cached_property
     def _box(self) -> tuple[slice, slice]:
@@ -216,9 +225,7 @@ class HypercorrelationEncoder(nn.Module):
             (level2, self.encoder_layer2, self.encoder_layer3to2),
         ):
             mixed = mixer(_enlarged_sum(mixed, squeeze(level)))
-        if not mixed.is_cuda:
-            return mixed.mean(dim=(4, 5))
-        # As neighbours in memory, which a GPU reads several times as fast.
+        # As neighbours in memory, which are read several times as fast.
         return mixed.permute(0, 2, 3, 4, 5, 1).flatten(3, 4).mean(dim=3).permute(0, 3, 1, 2)
 
 

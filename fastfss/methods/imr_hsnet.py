@@ -305,14 +305,16 @@ class IMRHSNet(LevelPyramid):
         )
         queries = maps | {"middle": self.middle(maps)}
         # Both directions of a pair.
-        together = max(1, (self.memory_mib << 20) // (2 * self.correlation_bytes(maps, supports)))
+        together = self.together(
+            2 * self.correlation_bytes(maps, supports), on_cpu=self.device.type == "cpu"
+        )
         parts = []
         for start in range(0, sum(shots), together):
             part = {
                 n: one[:, start : start + together].flatten(0, 1) for n, one in supports.items()
             }
             taken = min(together, sum(shots) - start)
-            repeated = {n: m.repeat_interleave(taken, dim=0) for n, m in queries.items()}
+            repeated = self.repeated(queries, taken)
             repeated["map"] = activations[:, start : start + taken].flatten(0, 1)
             low = self.match(repeated, part)
             large = F.interpolate(low, size, mode="bilinear", align_corners=True)

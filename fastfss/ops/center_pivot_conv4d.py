@@ -224,6 +224,7 @@ def _native_block(
     stride: int,
     groups: int,
     eps: float,
+    emulate_amx: bool = False,
 ) -> Tensor:
     assert _native_call.module is not None
     out = _output(x, query_weight, stride)
@@ -240,7 +241,7 @@ def _native_block(
     _native_call.module.center_pivot_conv4d(
         *(view(last), view(pruned), view(for_support), view(for_query), view(bias), None),
         *(view(out), *(None if one is None else view(one) for one in norm)),
-        *(stride, groups, eps, torch.get_num_threads()),
+        *(stride, groups, eps, torch.get_num_threads(), emulate_amx),
     )
     return out.permute(0, 5, 1, 2, 3, 4)
 

@@ -98,5 +98,5 @@ def _convolve(
     weight, shift, groups, eps = norm or (None, None, 1, 0.0)
     _native_call.module.center_pivot_conv4d(
         *map(view, (last, pruned, support_weight, query_weight, bias, start, out, weight, shift)),
-        *(stride, groups, eps, torch.get_num_threads()),
+        *(stride, groups, eps, torch.get_num_threads(), False),
     )

@@ -104,13 +104,59 @@ def _check(queries: Sequence[Tensor], supports: Sequence[Tensor], eps: float) ->
         raise expected("eps", "a number >= 0", str(eps))
 
 
+def dense_correlation_into(
+    out: Tensor,  # (B, L, hq, wq, hs, ws)
+    queries: Sequence[Tensor],
+    supports: Sequence[Tensor],
+    *,
+    eps: float = 1e-5,
+) -> None:
+    """`dense_correlation` where the memory is there already: fresh memory costs page faults.
+
+    Without gradients. On a CPU nothing is copied where each layer's rows (hs, ws) lie in one piece.
+
+    Args:
+        out: to be overwritten, of the maps' dtype.
+        queries: as in dense_correlation.
+        supports: likewise.
+        eps: likewise.
+
+    Raises:
+        TypeError, ValueError: as dense_correlation.
+        ValueError: if `out` has another shape.
+    """
+    _check(queries, supports, eps)
+    if out.shape != _shape(queries, supports):
+        raise expected("out", f"{_shape(queries, supports)}", f"{tuple(out.shape)}")
+    in_rows = out.stride(5) == 1 and out.stride(4) == out.shape[5]
+    in_rows = in_rows and out.stride(2) == out.shape[3] * out.stride(3)
+    maps = [*queries, *supports]
+    if (
+        in_rows
+        and not torch.compiler.is_compiling()
+        and not _native_call.why_not_native(out, *maps)
+    ):
+        _native_into(out, queries, supports, True, eps)
+    else:
+        out.copy_(dense_correlation(queries, supports, eps=eps))
+
+
 def _native(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: float) -> Tensor:
-    assert _native_call.module is not None
     out = queries[0].new_empty(_shape(queries, supports))
-    slices = out.flatten(4).flatten(2, 3)  # (B, L, N, M)
-    threads = torch.get_num_threads()
+    _native_into(out, queries, supports, clamp, eps)
+    return out
+
+
+def _native_into(
+    out: Tensor, queries: Sequence[Tensor], supports: Sequence[Tensor], clamp: bool, eps: float
+) -> None:
+    assert _native_call.module is not None
     if out.numel() == 0:
-        return out
+        return
+    batch, layers, _, _, *grid = out.shape
+    size = batch, layers, out.shape[2] * out.shape[3], grid[0] * grid[1]
+    slices = out.as_strided(size, (*out.stride()[:2], out.stride(3), 1))  # (B, L, N, M)
+    threads = torch.get_num_threads()
     for layer, (query, support) in enumerate(zip(queries, supports, strict=True)):
         # Named, because flatten may copy, and a view holds no reference to what it looks at.
         q, s = query.flatten(2), support.flatten(2)
@@ -123,7 +169,6 @@ def _native(queries: list[Tensor], supports: list[Tensor], clamp: bool, eps: flo
             threads,
             False,
         )
-    return out
 
 
 def _why_not_native(

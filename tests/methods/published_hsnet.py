@@ -78,6 +78,24 @@ def published_learner(learner: HypercorrelationLearner, levels: Sequence[Tensor]
     return logits
 
 
+def published_shot(model: HSNet, image: Tensor, mask: Tensor, query: Tensor) -> Tensor:
+    """Labels (B, H, W) of one shot, query and support encoded for it."""
+    queries, supports = model.encoder(query), model.encoder(image)
+    masked = {}
+    for name, one in supports.items():
+        small = F.interpolate(
+            mask.unsqueeze(1).float(), one.shape[2:], mode="bilinear", align_corners=True
+        )
+        masked[name] = one * small.to(one.dtype)
+    levels = [
+        hsnet_correlation([queries[n].clone() for n in level], [masked[n] for n in level])
+        for level in model.levels
+    ]
+    logits = published_learner(model.hpn_learner, levels)
+    logits = F.interpolate(logits, query.shape[2:], mode="bilinear", align_corners=True)
+    return logits.argmax(dim=1)
+
+
 @torch.no_grad()
 def published_predict(
     model: HSNet, images: Sequence[Tensor], masks: Sequence[Tensor], query: Tensor
@@ -85,20 +103,7 @@ def published_predict(
     """Labels (B, H, W): each shot on its own, query and support encoded for each; then votes."""
     votes = torch.zeros(query.shape[0], *query.shape[2:], device=query.device)
     for image, mask in zip(images, masks, strict=True):
-        queries, supports = model.encoder(query), model.encoder(image)
-        masked = {}
-        for name, one in supports.items():
-            small = F.interpolate(
-                mask.unsqueeze(1).float(), one.shape[2:], mode="bilinear", align_corners=True
-            )
-            masked[name] = one * small.to(one.dtype)
-        levels = [
-            hsnet_correlation([queries[n].clone() for n in level], [masked[n] for n in level])
-            for level in model.levels
-        ]
-        logits = published_learner(model.hpn_learner, levels)
-        logits = F.interpolate(logits, query.shape[2:], mode="bilinear", align_corners=True)
-        votes += logits.argmax(dim=1)
+        votes += published_shot(model, image, mask, query)
     if len(images) == 1:
         return votes.long()
     most = votes.flatten(1).amax(dim=1).clamp_min(1).view(-1, 1, 1)

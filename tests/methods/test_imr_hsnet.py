@@ -134,8 +134,9 @@ def test_the_last_stage_of_the_support_is_not_needed(network: IMRHSNet) -> None:
     assert_close(network.match(queries, support), queries_alone[-1].logits)
 
 
+@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("grid", [(5, 5), (4, 7)])
-def test_masked_correlations_are_the_product_scaled(grid: tuple[int, int]) -> None:
+def test_masked_correlations_are_the_product_scaled(grid: tuple[int, int], grad: bool) -> None:
     """Pixels of zero, of features 1e-4 and of masks 1e-3, against masked maps in float64."""
     generator = torch.Generator().manual_seed(0)
 
@@ -148,7 +149,8 @@ def test_masked_correlations_are_the_product_scaled(grid: tuple[int, int]) -> No
     masks = [torch.rand(2, 1, *grid, generator=generator) for _ in range(2)]
     for mask in masks:
         mask[:, :, 0, 1], mask[:, :, 2, 2] = 0, 1e-3
-    level = MutualLevel.of(*sides).masked(torch.cat(masks))
+    with torch.set_grad_enabled(grad):
+        level = MutualLevel.of(*sides).masked(torch.cat(masks))
     masked = [
         [(one * mask).double() for one in maps] for maps, mask in zip(sides, masks, strict=True)
     ]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fastfss.ops import _native_call, dense_correlation, explain
-from fastfss.ops.dense_correlation import dense_correlation_reference
+from fastfss.ops.dense_correlation import dense_correlation_into, dense_correlation_reference
 from tests.published import hsnet_correlation
 from tests.tolerances import assert_close
 
@@ -60,6 +60,35 @@ def test_channels_last_and_strided_maps_give_the_same(dtype: torch.dtype) -> Non
     assert_close(dense_correlation(*last, backend="native"), expected)
     wide = [[torch.cat([m, m], dim=3)[..., : m.shape[3]] for m in side] for side in (q, s)]
     assert_close(dense_correlation(*wide, backend="native"), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_into_memory_of_any_strides_is_the_same(dtype: torch.dtype) -> None:
+    q, s = maps([19, 40], (9, 11), dtype), maps([19, 40], (6, 10), dtype, seed=1)
+    expected = dense_correlation(q, s)
+    for shape in ((2, 2, 9, 11, 6, 10), (5, 3, 12, 11, 6, 10), (2, 2, 9, 12, 6, 10)):
+        wide = torch.full(shape, torch.nan, dtype=dtype)
+        dense_correlation_into(wide[:2, :2, :9, :11], q, s)
+        assert torch.equal(wide[:2, :2, :9, :11], expected)
+        assert int(wide.isnan().sum()) == wide.numel() - expected.numel()
+    box = torch.full((2, 2, 9, 11, 8, 12), torch.nan, dtype=dtype)
+    dense_correlation_into(box[..., 1:7, 2:], q, s)
+    assert torch.equal(box[..., 1:7, 2:], expected)
+    assert int(box.isnan().sum()) == box.numel() - expected.numel()
+    one_item = [m[:1].expand(2, -1, -1, -1) for m in q]
+    assert torch.equal(
+        dense_correlation(one_item, s)[1:],
+        dense_correlation([m[:1] for m in q], [m[1:] for m in s]),
+    )
+
+
+def test_memory_of_another_shape_is_named() -> None:
+    q = maps([3], (2, 2), torch.float32)
+    with pytest.raises(
+        ValueError, match=r"out: expected \(2, 1, 2, 2, 2, 2\), got \(2, 1, 2, 2, 4\)"
+    ):
+        dense_correlation_into(torch.empty(2, 1, 2, 2, 4), q, q)
 
 
 @native

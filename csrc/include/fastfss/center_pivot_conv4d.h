@@ -31,9 +31,13 @@ struct CenterPivotConv4dArgs {
 
 void center_pivot_conv4d(const CenterPivotConv4dArgs& args);
 
+// With emulated AMX tiles; for tests, slow. bfloat16 maps only.
+void center_pivot_conv4d_emulated_amx(const CenterPivotConv4dArgs& args);
+
 namespace portable {
 void center_pivot_conv4d(const CenterPivotConv4dArgs& args);
-}
+void center_pivot_conv4d_emulated_amx(const CenterPivotConv4dArgs& args);
+}  // namespace portable
 namespace avx2 {
 void center_pivot_conv4d(const CenterPivotConv4dArgs& args);
 }
@@ -41,6 +45,9 @@ namespace avx512 {
 void center_pivot_conv4d(const CenterPivotConv4dArgs& args);
 }
 namespace avx512_bf16 {
+void center_pivot_conv4d(const CenterPivotConv4dArgs& args);
+}
+namespace amx {
 void center_pivot_conv4d(const CenterPivotConv4dArgs& args);
 }
 
