@@ -32,6 +32,7 @@ from fastfss.weights import KeyMap
 
 SCALE = 20.0  # of the cosines
 SHARPNESS = 4  # of the weights of the query's own prototypes
+LEAST_RANGE = 1e-3  # of the votes; below, rounding alone says where they are surest
 MARK_WIDTH = 10.0  # of a click's disk, in pixels of the image as the encoder sees it
 
 
@@ -325,10 +326,14 @@ def own_cues(
     query: Tensor,  # (B, C, h, w)
     vote: Tensor,  # (B, 1, h', w')
 ) -> Tensor:  # (B, 2, h, w)
-    """The cosines with prototypes of the query itself, of where the others are surest."""
+    """The cosines with prototypes of the query itself, of where the others are surest.
+
+    Where all votes are alike, as after clicks on the object alone, both are the mean of the query.
+    """
     vote = F.interpolate(vote, query.shape[-2:], mode="bilinear").flatten(2)
     low, high = vote.amin(dim=2, keepdim=True), vote.amax(dim=2, keepdim=True)
-    sure = (vote - low) / (high - low).clamp_min(1e-6)
+    sure = (vote - low) / (high - low).clamp_min(LEAST_RANGE)
+    sure = torch.where(high - low < LEAST_RANGE, 0.5, sure)
     weights = torch.cat([sure, 1 - sure], dim=1).pow(SHARPNESS).transpose(1, 2)
     return prototype_cues(query, F.normalize(query, dim=1).flatten(2) @ weights)
 

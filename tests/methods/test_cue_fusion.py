@@ -71,6 +71,19 @@ def test_the_querys_own_prototypes_are_of_where_the_vote_is_sure() -> None:
     torch.testing.assert_close(rest.flatten(), other @ flat, rtol=1e-4, atol=1e-5)
 
 
+def test_where_all_votes_are_alike_rounding_does_not_choose() -> None:
+    """As after a click on the object alone, of which the vote is 1 everywhere."""
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randn(1, 4, 5, 7, generator=generator)
+    vote = torch.ones(1, 1, 5, 7)
+    rounded = vote - 6e-8 * torch.randint(0, 2, vote.shape, generator=generator)
+    mean = unit(unit(query, 1).flatten(2).sum(2), 1)[0]
+    wanted = (mean @ unit(query, 1).flatten(2)[0]).view(5, 7)
+    for one in (vote, rounded):
+        for found in own_cues(query, one)[0]:
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_ignored_pixels_belong_to_neither_share() -> None:
     mask = torch.tensor([[[1, 1, 0, 255], [1, 0, 255, 255]]], dtype=torch.uint8)
     inside, outside = shares(label_kinds(mask, torch.float32), (1, 2), torch.float32)
