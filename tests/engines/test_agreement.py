@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastfss import Task, create_model, engines
+from fastfss.engines import onnx_runtime, openvino_runtime
 from fastfss.engines.check import label_iou, relative_error
 from fastfss.engines.examples import ExportSettings
-from fastfss.engines.export import export_engine
+from fastfss.engines.export import export_engine, to_onnx
 from fastfss.methods.named_models import NAMED_MODELS
+from fastfss.ops._center_pivot_torch import group_norm4d
 from tests.engines.conftest import Exported
 from tests.engines.small import (
     SHOTS,
@@ -167,3 +170,23 @@ def test_engines_of_the_gpu_agree_with_the_cpu(backend: str, exported: Exported)
             found = engine.predict(photo, task)
             labels = torch.from_numpy(found.labels), torch.from_numpy(wanted.labels)
             assert label_iou(*labels) >= 0.99
+
+
+@torch.no_grad()
+def test_norms_of_large_maps_keep_their_digits() -> None:
+    """HSNet's finest level has millions of numbers a channel, which engines may add one by one."""
+
+    class Norm(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return group_norm4d(x, torch.ones(4), torch.zeros(4), 2, 1e-5)
+
+    x = torch.rand(1, 4, 36, 36, 24, 24, generator=torch.Generator().manual_seed(0)) + 3
+    graph = to_onnx(Norm().eval(), [x], ["x"], ["y"], {}).SerializeToString()
+    ones, zeros = torch.ones(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    wanted = group_norm4d(x.double(), ones, zeros, 2, 1e-5)
+    request = openvino_runtime.compiled(openvino_runtime.openvino_core(), graph, "f32")
+    for found in (
+        onnx_runtime.run_by_name(onnx_runtime.session(graph), {"x": x}, ["y"]),
+        openvino_runtime.run_by_name(request, {"x": x}, ["y"]),
+    ):
+        assert (found["y"] - wanted).norm() <= 1e-5 * wanted.norm()
