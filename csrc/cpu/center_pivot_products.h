@@ -200,8 +200,8 @@ class VectorProduct {
     }
   }
 
-  // Whole rows of the window at R neighbouring positions, `inputs` elements apart. An operand serves
-  // the K positions that see it: of five taps at 16 positions 25 loads for 80 multiply-adds.
+  // Whole rows of the window at R neighbouring positions, `inputs` elements apart. An operand
+  // serves the K positions that see it: of five taps at 16 positions 25 loads for 80 multiply-adds.
   template <int R, int K>
   [[gnu::noinline]] static void slide_tile(const std::vector<Run<T>>& runs, int64_t first,
                                            int64_t inputs, const Element* group, int64_t of_row,

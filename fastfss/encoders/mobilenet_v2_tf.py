@@ -36,12 +36,13 @@ class SameConv2d(nn.Conv2d):
         input: Tensor,  # (B, inputs, H, W)
     ) -> Tensor:  # (B, outputs, ceil(H / stride), ceil(W / stride))
         """Pad and convolve."""
-        if self.stride == (1, 1) or all(size % 2 for size in input.shape[2:]):
+        height, width = input.shape[2:]
+        halves = self.stride != (1, 1)
+        if halves and is_to_onnx():
+            return self._named_same(input)
+        if not halves or (height % 2 and width % 2):
             # The convolution pads alike on all sides itself, without a copy of the map.
             return F.conv2d(input, self.weight, self.bias, self.stride, 1, groups=self.groups)
-        if is_to_onnx():
-            return self._named_same(input)
-        height, width = input.shape[2:]
         return super().forward(F.pad(input, (width % 2, 1, height % 2, 1)))
 
     def _named_same(self, input: Tensor) -> Tensor:
