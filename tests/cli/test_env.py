@@ -9,7 +9,7 @@ import sys
 import torch
 
 import fastfss
-from tests.cli.program import run
+from tests.cli.program import environment, run
 
 
 def fastfss_env(*arguments: str) -> str:
@@ -37,5 +37,5 @@ def test_module_prints_the_same_without_the_command_lines_extra():
     hide_typer = "import sys, runpy; sys.modules['typer'] = None; "
     run = "runpy.run_module('fastfss.environment', run_name='__main__')"
     command = [sys.executable, "-W", "error", "-c", hide_typer + run]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
     assert done.stdout == fastfss_env()
