@@ -99,7 +99,7 @@ def program(
     }
     program = Program(tmp_path, run, truth)
 
-    def build(*_: object) -> FakeModel:
+    def build(*_: object, **__: object) -> FakeModel:
         program.built += 1
         return program.model
 

@@ -138,7 +138,7 @@ def test_overwrite_begins_anew_and_leaves_other_files(program):
 
 
 def test_failed_start_loses_nothing_and_binds_nobody(program, monkeypatch):
-    def refuse(*_: object) -> FakeModel:
+    def refuse(*_: object, **__: object) -> FakeModel:
         raise ValueError("no such layer")
 
     with monkeypatch.context() as broken:

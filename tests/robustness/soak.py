@@ -238,6 +238,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # of a shell's background; jobs inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     run = serve if chosen.what == "serve" else label
     return run(chosen.minutes, chosen.seed)
 
