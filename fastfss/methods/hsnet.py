@@ -121,7 +121,7 @@ class HSNet(LevelPyramid):
         supports = self.support_maps(tasks, maps, [f"mask.{stride}" for stride in STRIDES])
         count = supports[self.layers[0]].shape[1]
         together = self.together(
-            self.correlation_bytes(maps, supports), on_cpu=self.device.type == "cpu"
+            self.correlation_bytes(maps, supports), on_cpu=maps[self.layers[0]].is_cpu
         )
         parts = []
         for start in range(0, count, together):

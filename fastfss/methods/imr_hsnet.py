@@ -306,7 +306,7 @@ class IMRHSNet(LevelPyramid):
         queries = maps | {"middle": self.middle(maps)}
         # Both directions of a pair.
         together = self.together(
-            2 * self.correlation_bytes(maps, supports), on_cpu=self.device.type == "cpu"
+            2 * self.correlation_bytes(maps, supports), on_cpu=maps[self.layers[0]].is_cpu
         )
         parts = []
         for start in range(0, sum(shots), together):
