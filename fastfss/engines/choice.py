@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -160,10 +160,7 @@ def _wait(engine: Engine) -> None:
 def _key(folder: Path, manifest: Manifest, device: torch.device) -> str:
     """Everything that a time depends on, and which engines are ready."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    libraries = []
-    for name in LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            libraries.append(f"{name} {metadata.version(name)}")
+    libraries = installed(LIBRARIES)
     threads = f"{torch.get_num_threads()} threads"
     low = "" if why_not_silently(manifest) is None else "float32 alone"
     ready = [name for name in BACKENDS if _ready(name, folder, manifest, device)]
@@ -174,6 +171,15 @@ def _ready(name: str, folder: Path, manifest: Manifest, device: torch.device) ->
     kind = backend_class(name)
     reason = kind.why_not(manifest, device) or kind.slow_start(folder, manifest, device)
     return reason is None
+
+
+def installed(packages: Sequence[str]) -> list[str]:
+    """Name and version of those that are installed."""
+    found = []
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return found
 
 
 def cpu_name() -> str:

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -17,7 +16,9 @@ from fastfss.atomic import atomic_path, write_text_atomically
 from fastfss.caching import cache_folder
 from fastfss.encoders import Encoder
 from fastfss.engines import onnx_runtime
+from fastfss.engines.choice import installed
 
+_MAKERS = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of a map's norm
 MOST_CACHED = 2 << 30  # bytes; of more, those go that were not used for longest
 # An even size at all strides: what pads by the size's parity then says so by name.
@@ -72,7 +73,7 @@ def cached_graph(
 
 def why_no_export() -> str | None:
     """What is lacking for making a graph and checking it, or None."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+    for package in _MAKERS:
         if importlib.util.find_spec(package) is None:
             return f'making a graph needs {package}: pip install "fastfss[onnx]"'
     return None
@@ -137,10 +138,8 @@ def _check(graph: bytes, encoder: Encoder, names: Sequence[str]) -> None:
 def _digest(encoder: Encoder, names: Sequence[str]) -> str:
     """Of everything that a graph depends on."""
     found = hashlib.sha256()
-    versions = [fastfss.__version__, torch.__version__]
-    for package in ("onnx", "onnxscript"):
-        with suppress(metadata.PackageNotFoundError):
-            versions.append(metadata.version(package))
+    # ONNX Runtime's too: what it could not run with one version it may with the next.
+    versions = [fastfss.__version__, *installed(("torch", *_MAKERS))]
     about = (encoder.name, sorted(map(str, encoder.options.items())), list(names), versions)
     found.update(repr(about).encode())
     for key, tensor in encoder.state_dict().items():

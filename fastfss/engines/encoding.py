@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -24,7 +23,7 @@ from torch import Tensor
 from fastfss.atomic import write_text_atomically
 from fastfss.encoders import Encoder
 from fastfss.engines import onnx_runtime, openvino_runtime
-from fastfss.engines.choice import LIBRARIES, cpu_name
+from fastfss.engines.choice import LIBRARIES, cpu_name, installed
 from fastfss.engines.encoder_graphs import cached_graph, graph_path, why_no_export
 from fastfss.errors import expected
 from fastfss.methods import FewShotSegmenter
@@ -218,11 +217,8 @@ def _why_not(backend: str) -> str | None:
 
 def _machine(backends: Sequence[str]) -> str:
     """Of everything that times depend on."""
-    libraries = []
-    for name in LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            libraries.append(f"{name} {metadata.version(name)}")
-    return "; ".join([cpu_name(), f"{torch.get_num_threads()} threads", *libraries, *backends])
+    threads = f"{torch.get_num_threads()} threads"
+    return "; ".join([cpu_name(), threads, *installed(LIBRARIES), *backends])
 
 
 def _read_times(path: Path) -> dict[str, dict[str, float]]:

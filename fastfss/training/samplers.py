@@ -224,15 +224,10 @@ class EqualSampler(Sampler):
         return Drawn(number, (chosen,), (tuple(supports),), query)
 
 
-class InteractiveSampler(Sampler):
+class InteractiveSampler(PairsSampler):
     """Interactive networks: every pair of image and class once a pass, annotated on the query."""
 
     on_query = True
-
-    def __init__(self, large: Index, shown: Index, config: DataConfig, seed: int) -> None:
-        super().__init__(large, shown, config, seed)
-        self.pairs = [(image, number) for number, images in self.large.items() for image in images]
-        self.length = len(self.pairs)
 
     def _draw(self, number: int, generator: random.Random) -> Drawn:
         query, chosen = self.pairs[self._in_turn(number)]
