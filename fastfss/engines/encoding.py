@@ -68,12 +68,12 @@ def accelerate(model: Model, backend: str = "auto", *, report: Report | None = N
     if any(one.requires_grad for one in weights):
         raise expected("model", "one of for_inference()", "one whose weights want gradients")
     elsewhere = any(one.device.type != "cpu" or one.dtype != torch.float32 for one in weights)
-    if backend in ("auto", "eager"):
-        if elsewhere or backend == "eager":
-            return model
-    elif elsewhere or (reason := _why_not(backend)) is not None:
-        reason = "it runs float32 on the CPU here" if elsewhere else reason
-        raise NotImplementedError(f"backend {backend!r}: {reason}")
+    if backend == "eager" or (backend == "auto" and elsewhere):
+        return model
+    if backend != "auto":
+        reason = "it runs float32 on the CPU here" if elsewhere else _why_not(backend)
+        if reason is not None:
+            raise NotImplementedError(f"backend {backend!r}: {reason}")
     fast, encoder = copy.copy(model), copy.copy(model.encoder)
     encoder.engine = EncoderEngine(encoder, backend, report)
     fast._modules = {**model._modules, "encoder": encoder}
@@ -125,21 +125,19 @@ class EncoderEngine:
         """What computes these maps; None for the modules themselves."""
         self.chosen = "eager"
         path = graph_path(self._encoder, names)
-        lacks = [why for b in ENCODER_BACKENDS[1:] if (why := _why_not(b)) is not None]
-        wanted = [b for b in ENCODER_BACKENDS[1:] if _why_not(b) is None]
-        if not path.exists() and (missing := why_no_export()) is not None:
-            lacks, wanted = [*lacks, missing], []
+        reasons = {backend: _why_not(backend) for backend in ENCODER_BACKENDS[1:]}
+        wanted = [backend for backend, reason in reasons.items() if reason is None]
+        missing = None if path.exists() else why_no_export()
+        if self._backend == "auto" and (missing is not None or not wanted):
+            self.why = "; ".join(one for one in (*reasons.values(), missing) if one is not None)
+            return None
         try:
-            if self._backend != "auto":
-                graph = cached_graph(path, self._encoder, names, self._report)
-                compute = _compute(self._backend, graph, names, self._encoder)
-                self.chosen, self.why = self._backend, "as asked"
-                return compute
-            if not wanted:
-                self.why = "; ".join(lacks)
-                return None
             graph = cached_graph(path, self._encoder, names, self._report)
-            return self._fastest(path.with_suffix(".json"), graph, names, wanted)
+            if self._backend == "auto":
+                return self._fastest(path.with_suffix(".json"), graph, names, wanted)
+            compute = _compute(self._backend, graph, names, self._encoder)
+            self.chosen, self.why = self._backend, "as asked"
+            return compute
         except Exception as error:  # the libraries have kinds of their own
             reason = f"the encoder's graph failed: {' '.join(str(error).split())[:200]}"
             if self._backend != "auto":
