@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fastfss.engines.tensorrt.messages import the_log
 from tests.engines.fake_gpu import FakeDevice, State
 from tests.engines.fake_trt import fake_tensorrt
 from tests.engines.small import export
@@ -49,7 +48,7 @@ def own_copy(exported: Exported, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[State]:
+def fake(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> State:
     """TensorRT 11, or what the test is parametrised with: "10", "11" or "rtx"."""
     version, module_name, backend = FAKES[getattr(request, "param", "11")]
     state = State(version=version, backend=backend)
@@ -59,6 +58,6 @@ def fake(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Ite
         monkeypatch.setitem(sys.modules, name, module if name == module_name else None)
     monkeypatch.setattr(FakeDevice, "state", state, raising=False)
     monkeypatch.setattr("fastfss.engines.tensorrt.engine.Device", FakeDevice)
-    the_log.cache_clear()
-    yield state
-    the_log.cache_clear()
+    # The real library's logger, where there is one, has to live on.
+    monkeypatch.setattr("fastfss.engines.tensorrt.messages._LOGS", {})
+    return state

@@ -13,6 +13,7 @@ import ctypes
 import enum
 import json
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,7 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
 
     class Network:
         model: onnx.ModelProto | None = None
+        parser: weakref.ref[OnnxParser] | None = None
 
         @property
         def num_outputs(self) -> int:
@@ -132,6 +134,7 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
                 self.num_errors = 1
                 return False
             self.network.model = onnx.load(path)
+            self.network.parser = weakref.ref(self)
             return True
 
         def get_error(self, index: int) -> ParserError:
@@ -215,6 +218,7 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
 
         def build_serialized_network(self, network: Network, config: Config) -> HostMemory | None:
             assert network.model is not None, "parsed first"
+            assert network.parser is not None and network.parser(), "the weights are the parser's"
             assert config.max_aux_streams == 0
             assert for_rtx or config.cache is not None, "timings are set before the build"
             free = [one for one in network.model.graph.input if -1 in sides(one)]

@@ -69,7 +69,7 @@ def build(
 
     log = the_log(library)
     builder = trt.Builder(log.logger)
-    network = parsed(library, builder, graph)
+    network, parser = parsed(library, builder, graph)
     config = builder.create_builder_config()
     if capability:
         library.target(config, capability)
@@ -94,14 +94,17 @@ def build(
         if config.set_timing_cache(config.create_timing_cache(cache), False):
             break
     plan = builder.build_serialized_network(network, config)
+    del parser  # the network's weights were its own
     if plan is None:
         raise EngineError(f"{graph}: {library.title} cannot build it: {log.taken()}")
     timed = b"" if library.ahead else bytes(config.get_timing_cache().serialize())
     return Built(bytes(plan), timed)
 
 
-def parsed(library: Library, builder: trt.Builder, graph: Path) -> trt.INetworkDefinition:
-    """The strongly typed network of a graph.
+def parsed(
+    library: Library, builder: trt.Builder, graph: Path
+) -> tuple[trt.INetworkDefinition, trt.OnnxParser]:
+    """The strongly typed network of a graph, and the parser, which has to live as long.
 
     Raises:
         EngineError: the parser does not take it; with the nodes and its reasons.
@@ -117,7 +120,7 @@ def parsed(library: Library, builder: trt.Builder, graph: Path) -> trt.INetworkD
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(graph)):
         raise EngineError(f"{graph}: {library.title} cannot parse it: {_errors(parser, log)}")
-    return network
+    return network, parser
 
 
 def output_ranges(library: Library, graph: Path, shapes: Ranges) -> dict[str, Ranges]:
@@ -131,7 +134,8 @@ def output_ranges(library: Library, graph: Path, shapes: Ranges) -> dict[str, Ra
     else:
         trt = library.bindings()
 
-    network = parsed(library, trt.Builder(the_log(library).logger), graph)
+    builder = trt.Builder(the_log(library).logger)
+    network, _parser = parsed(library, builder, graph)
     found: list[dict[str, Shape]] = []
     for shape in shapes:
         network.get_input(0).shape = shape

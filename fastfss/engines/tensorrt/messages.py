@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from functools import cache
 from typing import TYPE_CHECKING
 
 from fastfss.engines.tensorrt.library import Library
@@ -49,10 +48,14 @@ class Log:
         return text or f"{self._title} says no reason"
 
 
-@cache
+_LOGS: dict[str, Log] = {}
+
+
 def the_log(library: Library) -> Log:
     """See Log."""
-    return Log(library)
+    if library.backend not in _LOGS:
+        _LOGS[library.backend] = Log(library)
+    return _LOGS[library.backend]
 
 
 def progress_monitor(library: Library, report: Report) -> trt.IProgressMonitor:
