@@ -112,7 +112,7 @@ class LibraryForRTX(Library):
 
     backend: ClassVar[str] = "tensorrt-rtx"
     title: ClassVar[str] = "TensorRT for RTX"
-    # The second is that of NVIDIA's own wheel, which is not on PyPI.
+    # The second is that of the wheel in NVIDIA's SDK.
     modules: ClassVar[tuple[str, ...]] = ("tensorrt_rtx_bindings", "tensorrt_rtx")
     ahead: ClassVar[bool] = True
 
