@@ -189,6 +189,9 @@ T __ldg(const T* from) {
 using std::max;
 using std::memcpy;
 using std::min;
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, int bits) {
+  return static_cast<uint32_t>((uint64_t(high) << 32 | low) >> (bits % 32));
+}
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __uint_as_float(uint32_t bits) {
@@ -277,21 +280,18 @@ inline void load_matrices(uint32_t (&to)[4], const void* row) {
   }
 }
 
-inline void copy_async(void* to, const void* from, bool inside) {
+inline void copy_async(void* to, const void* from, bool inside = true) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) {
     throw std::runtime_error("emulation: misaligned copy");
   }
   emulation::block().fiber().copies.back().push_back(
       [=] { inside ? std::memcpy(to, from, 16) : std::memset(to, 0, 16); });
 }
-inline void copy_pair_async(void* to, const void* from, int bytes) {
+inline void copy_word_async(void* to, const void* from) {
   if (reinterpret_cast<uintptr_t>(to) % 4 || reinterpret_cast<uintptr_t>(from) % 4) {
     throw std::runtime_error("emulation: misaligned copy");
   }
-  emulation::block().fiber().copies.back().push_back([=] {
-    std::memset(to, 0, 4);
-    std::memcpy(to, from, bytes);
-  });
+  emulation::block().fiber().copies.back().push_back([=] { std::memcpy(to, from, 4); });
 }
 inline void commit_copies() { emulation::block().fiber().copies.emplace_back(); }
 
