@@ -45,7 +45,7 @@ OTHERS: dict[str, tuple[dict[str, object], int]] = {
     "canet": ({"encoder": "resnet18"}, 65),
     "cue-fusion": ({}, 64),
     "denet": ({"encoder": "resnet18"}, 65),
-    "guided-early": ({"encoder": "resnet18", "layers": ("layer2",)}, 64),
+    "guided-early": ({}, 97),
     "imr-hsnet": ({"encoder": "resnet18", "query_map": "uniform"}, 65),
     "mlc": ({"encoder": "resnet18"}, 65),
     "pgnet": ({"encoder": "resnet18"}, 65),

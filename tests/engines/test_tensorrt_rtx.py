@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from fastfss import engines
 from fastfss.engines import EngineError, Manifest
 from fastfss.engines.tensorrt import BuildOptions, TensorRTForRTXEngine, build_ahead
 from fastfss.engines.tensorrt.device import Device
+from fastfss.engines.tensorrt.library import TENSORRT_RTX
 from fastfss.engines.tensorrt.plans import PlanStore
 from tests.engines.conftest import Exported
 from tests.engines.fake_gpu import FakeDevice, State
@@ -206,6 +208,20 @@ def test_missing_wheels_name_the_extra(
         list(build_ahead(own_copy))
     with pytest.raises(NotImplementedError, match=missing):
         engines.load(own_copy, "tensorrt-rtx")
+
+
+def test_bindings_without_their_libraries_name_the_extra(
+    fake: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_name: str) -> object:
+        raise ImportError("libtensorrt_rtx.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    reason = TENSORRT_RTX.missing()
+    monkeypatch.undo()
+    assert reason is not None
+    assert "does not load (libtensorrt_rtx.so.1: cannot open" in reason
+    assert reason.endswith('pip install "fastfss[tensorrt-rtx]"')
 
 
 def test_without_a_gpu_it_says_so(

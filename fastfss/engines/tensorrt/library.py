@@ -116,6 +116,16 @@ class LibraryForRTX(Library):
     modules: ClassVar[tuple[str, ...]] = ("tensorrt_rtx_bindings", "tensorrt_rtx")
     ahead: ClassVar[bool] = True
 
+    def missing(self) -> str | None:
+        """See Library.missing; also where one of the two wheels is there without the other."""
+        if (reason := super().missing()) is not None:
+            return reason
+        try:
+            self.bindings()
+        except ImportError as error:
+            return f'{self.backend} does not load ({error}): pip install "fastfss[{self.backend}]"'
+        return None
+
     def capabilities(self) -> dict[str, rtx.ComputeCapability]:
         """Those that it builds our graphs for: of GPUs since Ampere."""
         if TYPE_CHECKING:
