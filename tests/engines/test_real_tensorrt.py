@@ -6,6 +6,7 @@ Nothing runs here: a plan wants the GPU that it is for.
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,12 @@ from fastfss.engines.examples import ExportSettings
 from fastfss.engines.export import export_engine
 from fastfss.engines.manifest import ENCODE, MATCH
 from fastfss.engines.operators import ALLOWED, check_operators
-from fastfss.engines.tensorrt import BuildOptions, build_ahead
+from fastfss.engines.tensorrt import BuildOptions, TensorRTForRTXEngine, build_ahead
 from fastfss.engines.tensorrt.builder import build
 from fastfss.engines.tensorrt.library import PORTABLE, TENSORRT_RTX
 from fastfss.engines.tensorrt.messages import the_log
 from fastfss.engines.tensorrt.plans import PlanStore
-from fastfss.engines.verify import METHODS, usual_size
+from fastfss.engines.verify import METHODS, usual_size, verify
 from fastfss.methods.named_models import NAMED_MODELS
 from tests.engines.conftest import Exported
 from tests.engines.small import SHOTS, SMALL, annotated, model
@@ -195,6 +196,22 @@ def test_turing_is_refused_for_the_reason_that_we_give(exported: Exported) -> No
     config.set_compute_capability(trt.ComputeCapability.SM75, 0)
     assert builder.build_serialized_network(network, config) is None
     assert "FP32 GEMM is not supported" in log.taken()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["ssp", "panet", "guided-late"])
+def test_engines_on_the_gpu_agree_with_pytorch(
+    method: str, exported: Exported, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported(method), tmp_path / "engine"))
+    device = torch.device("cuda")
+    if (reason := TensorRTForRTXEngine.why_not(Manifest.read(folder), device)) is not None:
+        pytest.skip(reason)
+    (first,) = verify(folder, device="cuda", backends=["tensorrt-rtx"])
+    assert first.passed, str(first)
+    (again,) = verify(folder, device="cuda", backends=["tensorrt-rtx"])
+    assert again.passed, str(again)
+    assert "plan from" in again.notes and "CUDA graph" not in again.notes
 
 
 def test_the_gpus_that_it_knows_are_those_of_the_documentation() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Of plans that no compute capability was named for: "Ampere and later", NVIDIA says.
 PORTABLE = "8.0 and later"
+TURING = "7.5"
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,12 @@ class LibraryForRTX(Library):
             rtx = self.bindings()
         members = rtx.ComputeCapability.__members__
         named = {f"{n[2:-1]}.{n[-1]}": one for n, one in members.items() if n.startswith("SM")}
-        # Turing has no float32 matrix product there, and all match graphs are float32.
-        return {name: one for name, one in named.items() if name != "7.5"}
+        # It has no float32 matrix product there, and all match graphs are float32.
+        return {name: one for name, one in named.items() if name != TURING}
 
     def refuses(self, capability: str) -> str | None:
         """See Library.refuses."""
-        if capability == "7.5":
+        if capability == TURING:
             return f"{self.title} has no float32 matrix product for Turing"
         known = self.capabilities()
         if capability not in known:
@@ -166,9 +167,10 @@ class LibraryForRTX(Library):
 
     def check(self, capability: str) -> None:
         """Raise ValueError unless the library builds for a compute capability."""
-        if (reason := self.refuses(capability)) is not None:
+        if capability not in self.capabilities():
+            because = f": {self.refuses(capability)}" if capability == TURING else ""
             wanted = f"one of {', '.join(self.capabilities())}"
-            raise expected("capability", wanted, f"{capability} ({reason})")
+            raise expected("capability", wanted, f"{capability}{because}")
 
     def context(self, engine: trt.ICudaEngine, compiled: bytes, *, cuda_graphs: bool) -> Context:
         """See Library.context."""
