@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fastfss.engines.manifest import EngineError, GraphSpec, TensorSpec
 from fastfss.engines.tensorrt.device import ALIGNMENT, Device
+from fastfss.engines.tensorrt.library import Library
 from fastfss.engines.tensorrt.messages import the_log
+from fastfss.engines.tensorrt.plans import Compiled
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -20,16 +22,20 @@ class GraphRunner:
     """Runs an engine; results are in memory that the next call overwrites.
 
     Args:
-        engine: of TensorRT.
+        library: whose engine it is.
+        engine: its.
         spec: the graph that it was built of.
         device: where.
         scratch: of at least `engine.device_memory_size_v2` bytes. Runners that take turns on one
             device share it.
-        cuda_graph: whether calls are captured; a graph of free size is not.
+        compiled: where the kernels are that a library compiles when it runs.
+        cuda_graph: whether calls are captured; a graph of free size is not, unless the library
+            captures by itself.
 
     Attributes:
         no_graph_because: why calls are not replayed from a CUDA graph; None where they are or the
             first call has not been.
+        refused: whether the kernels that were kept are of another GPU, driver or version.
 
     Raises:
         EngineError: the engine is not of the graph, or TensorRT makes no context.
@@ -37,23 +43,25 @@ class GraphRunner:
 
     def __init__(
         self,
+        library: Library,
         engine: trt.ICudaEngine,
         spec: GraphSpec,
         device: Device,
         scratch: Tensor,
+        compiled: Compiled,
         *,
         cuda_graph: bool,
     ) -> None:
-        import tensorrt as trt
-
-        check_tensors(engine, spec)
+        check_tensors(library, engine, spec)
+        self._library, self._log = library, the_log(library)
         self._spec, self._device, self._scratch = spec, device, scratch
         # Contexts use engines that they do not keep alive.
         self._engine = engine
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = engine.create_execution_context(strategy)
+        self._made = library.context(engine, compiled.read(), cuda_graphs=cuda_graph)
+        self._compiled, self.refused = compiled, self._made.refused
+        context = self._made.context
         if context is None:
-            raise EngineError(f"{spec.file}: TensorRT makes no context: {the_log().taken()}")
+            raise EngineError(f"{spec.file}: {library.title} makes no context: {self._log.taken()}")
         if scratch.numel():
             context.set_device_memory(scratch.data_ptr(), scratch.numel())
         self._context = context
@@ -62,6 +70,8 @@ class GraphRunner:
         self.no_graph_because: str | None = None
         if not cuda_graph:
             self.no_graph_because = "CUDA graphs are switched off"
+        elif self._made.captures:
+            pass
         elif any(isinstance(side, str) for one in spec.inputs for side in one.shape):
             self.no_graph_because = "a CUDA graph has one size, and this engine's is free"
 
@@ -77,8 +87,8 @@ class GraphRunner:
                 self._replay()
             else:
                 self._execute(stream)
-                if moved and self.no_graph_because is None:
-                    self._capture()
+                if moved:
+                    self._keep()
         return {one.name: self._held[one.name] for one in self._spec.outputs}
 
     def _place(self, inputs: Mapping[str, Tensor]) -> bool:
@@ -119,6 +129,13 @@ class GraphRunner:
         if not self._context.execute_async_v3(stream):
             raise self._failed("run")
 
+    def _keep(self) -> None:
+        """After a run at a new place: keep what was compiled for it, or record it."""
+        if self._made.compiled is not None:
+            self._compiled.write(self._made.compiled())
+        if self.no_graph_because is None and not self._made.captures:
+            self._capture()
+
     def _capture(self) -> None:
         """Record the run for later calls. What TensorRT defers to the first run is done."""
         self._device.synchronize()
@@ -128,12 +145,16 @@ class GraphRunner:
             self.no_graph_because = f"it cannot be captured: {' '.join(str(error).split())[:200]}"
 
     def _failed(self, what: str) -> EngineError:
-        return EngineError(f"{self._spec.file}: TensorRT refuses: {what}: {the_log().taken()}")
+        told = f"{self._library.title} refuses: {what}: {self._log.taken()}"
+        return EngineError(f"{self._spec.file}: {told}")
 
 
-def check_tensors(engine: trt.ICudaEngine, spec: GraphSpec) -> None:
+def check_tensors(library: Library, engine: trt.ICudaEngine, spec: GraphSpec) -> None:
     """Raise EngineError unless an engine's tensors are those of a graph."""
-    import tensorrt as trt
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library.bindings()
 
     dtypes = {
         "float32": trt.DataType.FLOAT,
