@@ -69,11 +69,15 @@ def built(path: Path, capability: str = PORTABLE, *, exact: bool = True) -> int:
     return len(made.plan)
 
 
-def assert_builds(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Every kind of GPU, without a warning of the compiler."""
+def assert_builds(
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    capabilities: tuple[str, ...] = CAPABILITIES,
+) -> None:
+    """Both graphs for each kind of GPU, without a warning of the compiler."""
     exact = Manifest.read(folder).precision == "fp32"
     for name in (ENCODE, MATCH):
-        for capability in CAPABILITIES:
+        for capability in capabilities:
             size = built(folder / name, capability, exact=exact or name == MATCH)
             assert size > 10_000
     said = capfd.readouterr()
@@ -115,7 +119,7 @@ def test_other_methods_are_built(
     own = {k: v for k, v in options.items() if k not in ("encoder", "layers")}
     settings = ExportSettings((side, side), shots=SHOTS, options=own)  # type: ignore[arg-type]
     export_engine(network, tmp_path / "engine", settings, report=lambda _: None)
-    assert_builds(tmp_path / "engine", capfd)
+    assert_builds(tmp_path / "engine", capfd, (PORTABLE, "8.0"))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -180,6 +184,15 @@ def test_a_dynamic_folder_is_built_with_the_sizes_of_its_maps(
     for one in made:
         found = PlanStore(tmp_path / "plans").read(one.path)
         assert found is not None and len(found[0]) > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["cue-fusion", "mlc"])
+def test_other_dynamic_folders_are_built(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = ExportSettings((96, 96), shots=SHOTS, dynamic=True)
+    export_engine(create_model(method), tmp_path / "engine", settings, report=lambda _: None)
+    assert len(list(build_ahead(tmp_path / "engine"))) == 2
 
 
 def test_turing_is_refused_for_the_reason_that_we_give(exported: Exported) -> None:

@@ -140,10 +140,25 @@ def test_a_dynamic_folder_is_built_ahead_and_new_sizes_are_compiled_once(
     for _ in range(2):
         for size in ((64, 64), (96, 128), (72, 96)):
             engine.segment(torch.zeros(1, 3, *size), task)
-    assert fake.compiled == 6
+    assert fake.compiled == 2 * 3 * 2, "of each size some at once, and more when it comes again"
     again = loaded(folder, sizes=options.sizes)
     again.segment(torch.zeros(1, 3, 72, 96), task)
-    assert fake.compiled == 6, "each size's kernels were kept"
+    assert fake.compiled == 12, "each size's kernels were kept"
+
+
+def test_kernels_that_come_later_are_kept_too(
+    fake: State, exported: Exported, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported("panet", dynamic=True), tmp_path / "engine"))
+    sizes = ((64, 64), (64, 64), (128, 160))
+    engine, task, image = loaded(folder, sizes=sizes), fitted("panet"), torch.zeros(1, 3, 64, 64)
+    for _ in range(20):
+        engine.segment(image, task)
+    assert fake.compiled == 4
+    again = loaded(folder, sizes=sizes)
+    again.segment(image, task)
+    again.segment(image, task)
+    assert fake.compiled == 4
 
 
 @pytest.mark.parametrize("capability", ["9.0", "7.5", "8.7", "nonsense"])

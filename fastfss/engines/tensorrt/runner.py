@@ -17,6 +17,10 @@ from fastfss.engines.tensorrt.plans import Compiled
 if TYPE_CHECKING:
     import tensorrt as trt
 
+# Of free sizes TensorRT for RTX compiles some kernels in the background: runs after which they are
+# kept too.
+_LATER = (16, 256)
+
 
 class GraphRunner:
     """Runs an engine; results are in memory that the next call overwrites.
@@ -65,14 +69,14 @@ class GraphRunner:
         if scratch.numel():
             context.set_device_memory(scratch.data_ptr(), scratch.numel())
         self._context = context
+        self._free = any(isinstance(side, str) for one in spec.inputs for side in one.shape)
+        self._runs = 0  # since the shape was another
         self._held: dict[str, Tensor] = {}
         self._replay: Callable[[], None] | None = None
         self.no_graph_because: str | None = None
         if not cuda_graph:
             self.no_graph_because = "CUDA graphs are switched off"
-        elif self._made.captures:
-            pass
-        elif any(isinstance(side, str) for one in spec.inputs for side in one.shape):
+        elif self._free and not self._made.captures:
             self.no_graph_because = "a CUDA graph has one size, and this engine's is free"
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,8 +91,8 @@ class GraphRunner:
                 self._replay()
             else:
                 self._execute(stream)
-                if moved:
-                    self._keep()
+                self._runs = 1 if moved else self._runs + 1
+                self._keep()
         return {one.name: self._held[one.name] for one in self._spec.outputs}
 
     def _place(self, inputs: Mapping[str, Tensor]) -> bool:
@@ -130,10 +134,11 @@ class GraphRunner:
             raise self._failed("run")
 
     def _keep(self) -> None:
-        """After a run at a new place: keep what was compiled for it, or record it."""
-        if self._made.compiled is not None:
+        """After the first run of a shape: keep what was compiled for it, or record it."""
+        first = self._runs == 1
+        if self._made.compiled is not None and (first or (self._free and self._runs in _LATER)):
             self._compiled.write(self._made.compiled())
-        if self.no_graph_because is None and not self._made.captures:
+        if first and self.no_graph_because is None and not self._made.captures:
             self._capture()
 
     def _capture(self) -> None:
