@@ -12,8 +12,7 @@ from fastfss.data.prepare.coco import prepare_coco
 from fastfss.data.prepare.pascal import prepare_pascal
 from fastfss.data.sets import open_set
 from tests.cli.program import run, start_until
-from tests.data.test_prepare import tree
-from tests.data.tiny_archives import make_coco, make_davis, make_fss1000, make_pascal
+from tests.data.tiny_archives import make_coco, make_davis, make_fss1000, make_pascal, tree
 
 # pycocotools' wrapper of an array is older than NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
