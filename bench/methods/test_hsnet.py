@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.compare import compare
+from bench.memory import peak_above
 from fastfss import HSNet, create_encoder
 from tests.methods.published_hsnet import published_learner, published_predict
 from tests.published import hsnet_correlation
@@ -106,26 +104,14 @@ def test_query_with_cached_support(benchmark: Any, shots: int, dtype: torch.dtyp
 
 def peak_above_start(form: int, dtype: str) -> float:
     """MiB that five shots with cached supports add to the peak of a process of its own."""
-    program = textwrap.dedent(
-        f"""
-        import torch
-        from bench.methods import test_hsnet as bench
-        from bench.methods.scaling import peak, resting
-        from fastfss.ops import _native_call
-        torch.set_num_threads(1)
-        with torch.inference_mode():
-            segment = bench.published_and_ours(5, torch.{dtype})[{form}]
-            bench.published_and_ours(1, torch.{dtype})[{form}]()  # loads the libraries
-            _native_call.module.release_workspace()  # else counted to the start
-            before = resting()
-            segment()
-        print(peak() - before)
-        """
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
-    )
-    return float(run.stdout)
+    setup = f"""
+    from bench.methods import test_hsnet as bench
+    from fastfss.ops import _native_call
+    segment = bench.published_and_ours(5, torch.{dtype})[{form}]
+    bench.published_and_ours(1, torch.{dtype})[{form}]()  # loads the libraries
+    _native_call.module.release_workspace()  # else counted to the start
+    """
+    return peak_above(setup, "segment()")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,9 +6,6 @@ background and to change 7 % of the positions between the passes; see bench/meth
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 from typing import Any
 
 import pytest
@@ -18,6 +15,7 @@ from torch import Tensor
 from bench.ceiling import floor, multiply_adds
 from bench.compare import compare
 from bench.flop import flop_of
+from bench.memory import peak_above
 from bench.methods.test_ssp import GRID, selections
 from fastfss.methods.self_support import SelfSupportConfig, self_support
 from tests.methods.published_ssp import published_head
@@ -86,29 +84,14 @@ def test_refined_head(benchmark: Any, monkeypatch: pytest.MonkeyPatch, dtype: to
 
 def peak_above_start(function: str, dtype: str) -> float:
     """MiB that one call adds to the peak of a process of its own."""
-    program = textwrap.dedent(
-        f"""
-        import torch
-        import fastfss.methods.self_support as head
-        from bench.ops import test_self_support as bench
-        torch.set_num_threads(1)
-        head.select = bench.Forced()
-        def peak():  # not ru_maxrss, which a program inherits from the one that started it
-            with open("/proc/self/status") as status:
-                return next(int(s.split()[1]) for s in status if s.startswith("VmHWM")) / 1024
-        with torch.inference_mode():
-            x, fg, bg = bench.episode(torch.{dtype})
-            # A small call loads the libraries; its own memory is counted to the start.
-            small = torch.randn(256, 256, dtype=x.dtype) @ torch.randn(256, 256, dtype=x.dtype)
-            before = peak()
-            bench.{function}(x, fg, bg)
-        print(peak() - before)
-        """
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
-    )
-    return float(run.stdout)
+    setup = f"""
+    import fastfss.methods.self_support as head
+    from bench.ops import test_self_support as bench
+    head.select = bench.Forced()
+    x, fg, bg = bench.episode(torch.{dtype})
+    small = torch.randn(256, 256, dtype=x.dtype) @ torch.randn(256, 256, dtype=x.dtype)
+    """
+    return peak_above(setup, f"bench.{function}(x, fg, bg)")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
