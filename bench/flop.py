@@ -10,7 +10,8 @@ products).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import fastfss.ops  # noqa: F401  (registers torch.ops.fastfss)
+from fastfss.ops import _native_call
 
 
 def taps(size: int, kernel: int, stride: int, padding: int | None = None, dilation: int = 1) -> int:
@@ -146,12 +148,22 @@ class _Counter(TorchDispatchMode):
         return out
 
 
+@contextmanager
+def _without_native_code() -> Iterator[None]:
+    """Everything as torch's operations: correlations in parts call the native core directly."""
+    core, _native_call.module = _native_call.module, None
+    try:
+        yield
+    finally:
+        _native_call.module = core
+
+
 def flop_of(call: Callable[[], Any]) -> float:
-    """FLOP of one call, two a multiply-add; the call runs once.
+    """FLOP of one call, two a multiply-add; the call runs once, without the native core.
 
     Raises:
         RuntimeError: it runs an operation of ours whose FLOP nobody wrote down here.
     """
-    with _Counter() as counted:
+    with _without_native_code(), _Counter() as counted:
         call()
     return counted.flop
