@@ -1,7 +1,7 @@
 """SSP's refined head at 473 px (N = 3600, C = 1024), against the published one.
 
-Random features select what they like, so both sides are made to take 20 % foreground, 75 %
-background and to change 7 % of the positions between the passes; see bench/methods/test_ssp.py.
+Random features select what they like, so both sides are made to select what
+bench/methods/selections.py says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.ceiling import floor, multiply_adds
 from bench.compare import compare
 from bench.flop import flop_of
 from bench.memory import peak_above
-from bench.methods.test_ssp import GRID, selections
+from bench.methods.selections import GRID, Forced, published_selections
 from fastfss.methods.self_support import SelfSupportConfig, self_support
 from tests.methods.published_ssp import published_head
 
@@ -30,21 +30,8 @@ def episode(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return x, fg, bg
 
 
-class Forced:
-    """Stands in for fastfss.methods.self_support.select: the passes' selections in turn."""
-
-    def __init__(self) -> None:
-        self.passes = selections()
-        self.next = 0
-
-    def __call__(self, scores: Tensor, _config: object) -> Tensor:
-        self.next ^= 1
-        return self.passes[1 - self.next].to(scores.dtype)
-
-
 def published(x: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
-    pairs = ((s[0, 0].flatten() > 0, s[0, 1].flatten() > 0) for s in selections())
-    return published_head(x, fg, bg, selected=[[pair] for pair in pairs])
+    return published_head(x, fg, bg, selected=published_selections())
 
 
 def ours(x: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
