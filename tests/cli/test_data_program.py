@@ -91,7 +91,7 @@ def test_missing_archives_are_one_line(tmp_path: Path) -> None:
 def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_coco(tmp_path)
     for options, message in (
-        (("--crowds", "maybe"), "expected keep or skip, got 'maybe'"),
+        (("--crowds", "maybe"), "--crowds: expected one of keep, skip, got 'maybe'"),
         (("--parts", "train,test"), "parts: expected some of train, val, got 'test'"),
     ):
         assert run_here("prepare", "coco", "--root", tmp_path, *options) == 2
