@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.ceiling import floor, multiply_adds
+from bench.ceiling import against_floor, multiply_adds
 from bench.compare import compare
 from bench.flop import flop_of
 from bench.memory import peak_above
@@ -60,8 +60,7 @@ def test_refined_head(benchmark: Any, monkeypatch: pytest.MonkeyPatch, dtype: to
         flop = flop_of(lambda: ours(*typed))
     benchmark.extra_info.update(
         measured.as_dict(),
-        floor_ms=round(floor(flop, measured.median("multiply-adds")) * 1e3, 2),
-        ratio=round(measured.ratio("published float32", "ours"), 2),
+        **against_floor(measured, flop, published="published float32"),
         ratio_same_dtype=round(measured.ratio(f"published {dtype}", "ours"), 2),
         largest_difference=float(difference),
     )

@@ -51,7 +51,7 @@ def test_missing_query_is_file_not_found(photos, monkeypatch, source):
 
 
 def test_errors_name_the_option_that_was_given(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--calibrate 'absent.jpg': no such file"):
+    with pytest.raises(FileNotFoundError, match=r"--calibrate 'absent\.jpg': no such file"):
         find_queries(["absent.jpg"], "--calibrate")
     with pytest.raises(ValueError, match=re.escape(f"--images '{tmp_path}': expected a folder")):
         find_queries([str(tmp_path)], "--images")
