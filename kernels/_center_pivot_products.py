@@ -49,7 +49,7 @@ LEAST_DEPTH = 16
 
 @triton.jit
 def _convolve(
-    x, query_weights, support_weights, bias, out, means, deviations,
+    x, query_weights, support_weights, query_bias, support_bias, out, means, deviations,
     queries, query_height, query_width, support_height, support_width, out_supports, out_width,
     blocks,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
@@ -107,7 +107,9 @@ def _convolve(
         )
         sums = tl.dot(a, w, sums, input_precision=PRECISION)
 
-    sums += tl.load(bias + column, mask=used, other=0.0).to(tl.float32)[None, :]
+    bias = tl.load(query_bias + column, mask=used, other=0.0).to(tl.float32)
+    bias += tl.load(support_bias + column, mask=used, other=0.0).to(tl.float32)
+    sums += bias[None, :]
     to = (query * out_supports + support)[:, None] * OUTPUTS + column[None, :]
     out += b * queries * out_supports * OUTPUTS
     tl.store(out + to, sums, mask=inside[:, None] & used[None, :])
@@ -127,7 +129,7 @@ def _keep_statistics(sums, inside, count, means, deviations, used):
 
 @triton.jit
 def _gather(
-    x, query_weights, support_weights, bias, out, means, deviations,
+    x, query_weights, support_weights, query_bias, support_bias, out, means, deviations,
     count, query_height, query_width, support_height, support_width, out_height, out_width,
     of_item, of_position, of_channel,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
@@ -183,7 +185,9 @@ def _gather(
         )
         sums = tl.dot(tl.reshape(a, [ROWS, DEPTH]), w, sums, input_precision=PRECISION)
 
-    sums += tl.load(bias + column, mask=used, other=0.0).to(tl.float32)[None, :]
+    bias = tl.load(query_bias + column, mask=used, other=0.0).to(tl.float32)
+    bias += tl.load(support_bias + column, mask=used, other=0.0).to(tl.float32)
+    sums += bias[None, :]
     to = row[:, None] * OUTPUTS + column[None, :]
     tl.store(out + b * count * OUTPUTS + to, sums, mask=inside[:, None] & used[None, :])
     if STATISTICS:
@@ -209,10 +213,11 @@ class Blocks:
     count: int
 
     @classmethod
-    def of_queries(cls, out: Tensor) -> Blocks:
-        """A block for every query position."""
+    def of_queries(cls, out: Tensor, together: int) -> Blocks:
+        """A block for so many query positions."""
         _, ha, wa, hc, wc, _ = out.shape
-        return cls(hc * wc, ha * wa * hc * wc, ha * wa, ha * wa)
+        count = cdiv(ha * wa, together)
+        return cls(together * hc * wc, ha * wa * hc * wc, count, count)
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,8 @@ def convolve(
     x: Tensor,
     query_weight: Tensor,
     support_weight: Tensor,
-    bias: Tensor,
+    query_bias: Tensor,
+    support_bias: Tensor,
     stride: int,
     out: Tensor,
     statistics: Tensor,  # 2 times (B, programs.count, O), or of any size where not kept
@@ -281,7 +287,8 @@ def convolve(
     if programs.gathered:
         wide = power_of_two(inputs)
         _gather[grid](
-            *(x, *by_tap, bias, out, *statistics, programs.part_rows, *grids, *out.shape[3:5]),
+            *(x, *by_tap, query_bias, support_bias, out, *statistics),
+            *(programs.part_rows, *grids, *out.shape[3:5]),
             *(x.stride(0) if batch > 1 else 0, x.stride(4), x.stride(5)),
             **constants,
             DEPTH=max(config.depth, wide),
@@ -293,7 +300,7 @@ def convolve(
     # Shallower steps take as many bytes ahead.
     stages = min(6, config.stages * config.depth // depth)
     _convolve[grid](
-        *(x, *by_tap, bias, out, *statistics, programs.part_rows, *grids),
+        *(x, *by_tap, query_bias, support_bias, out, *statistics, programs.part_rows, *grids),
         *(out.shape[3] * out.shape[4], out.shape[4], programs.part_blocks),
         **constants,
         DEPTH=depth,

@@ -89,27 +89,28 @@ def forward(
     x: Tensor,  # (B, ha, wa, hb, wb, I), channels last; few channels also in planes of one each
     query_weight: Tensor,  # (O, I, k, k)
     support_weight: Tensor,  # (O, I, k, k)
-    bias: Tensor,  # (O,)
+    query_bias: Tensor,  # (O,)
+    support_bias: Tensor,  # (O,)
     stride: int,
     out: Tensor,  # (B, ha, wa, hb / stride, wb / stride, O), contiguous
     norm: tuple[Tensor, Tensor, int, float] | None = None,
-    product: Callable[[Tensor, Tensor | None], None] | None = None,
+    product: tuple[Callable[[Tensor, Tensor | None], None], int] | None = None,
 ) -> None:
     """Into `out`; with `norm`, its weight, bias, groups and eps, normalised and through a ReLU.
 
-    `product` takes the place of Triton's: it fills `out` and, given a tensor (2, B, ha wa, O), each
-    query position's means and squared deviations.
+    `product` takes the place of Triton's: it fills `out` and, given a tensor (2, B, blocks, O),
+    each block's means and squared deviations; and of how many query positions its blocks are.
     """
     batch, outputs = len(x), query_weight.shape[0]
     elements = out[0].numel()
-    blocks = Programs.of(x, out) if product is None else Blocks.of_queries(out)
+    blocks = Programs.of(x, out) if product is None else Blocks.of_queries(out, product[1])
     # Means, and squared deviations from them.
     statistics = new(x, *(2, batch, blocks.count, outputs) if norm is not None else (2, 1))
     if isinstance(blocks, Programs):
-        weights = query_weight, support_weight, bias
+        weights = query_weight, support_weight, query_bias, support_bias
         convolve(blocks, x, *weights, stride, out, statistics, keep=norm is not None)
     elif product is not None:
-        product(out, statistics if norm is not None else None)
+        product[0](out, statistics if norm is not None else None)
     if norm is None:
         return
     weight, shift, groups, eps = norm

@@ -75,19 +75,30 @@ def _convolutions(dtype: torch.dtype) -> Iterator[Tensor]:
             )
 
 
+PARTS = ("cuda", "triton", "alone", "convolutions")
+
+
+def _part(part: str, dtype: torch.dtype) -> Iterator[Tensor]:
+    if part == "convolutions":
+        yield from _convolutions(dtype)
+        return
+    for layout in LAYOUTS:
+        if part == "alone":
+            yield from _triton_alone(dtype, layout)
+        else:
+            yield from _forward(dtype, layout, part)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all; `cuda`, `triton` or `alone` as an argument runs that part."""
-    parts = (sys.argv[1:] if arguments is None else arguments) or ("cuda", "triton", "alone")
-    results = 0
-    for dtype in DTYPES:
-        for layout in LAYOUTS:
-            for backend in ("cuda", "triton"):
-                if backend in parts:
-                    results += sum(1 for _ in _forward(dtype, layout, backend))
-            if "alone" in parts:
-                results += sum(1 for _ in _triton_alone(dtype, layout))
-        if "alone" in parts:
-            results += sum(1 for _ in _convolutions(dtype))
+    """Run all, or the parts and dtypes that the arguments name: `convolutions float16`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+    if unknown := set(given) - {*PARTS, *dtypes}:
+        print(f"expected some of {', '.join((*PARTS, *dtypes))}, got {', '.join(unknown)}")
+        return 2
+    parts = [part for part in PARTS if part in given] or PARTS
+    names = [name for name in dtypes if name in given] or dtypes
+    results = sum(sum(1 for _ in _part(part, dtypes[name])) for name in names for part in parts)
     torch.cuda.synchronize()
     print(f"{results} results")
     return 0

@@ -1,46 +1,28 @@
 // y[a, b] = sum_p w1[p] x[a + p, s b] + sum_p w2[p] x[a, s b + p] + bias, of up to eight channels
 // in planes: the first stage of HSNet's levels.
 //
-// The first kernel copies what the stride leaves of every query position's planes, channels side by
-// side. In the second a block takes query positions along a row, one after the other, and
-// multiplies the outputs' weights (16 rows) by the windows of 8 support positions (columns) on the
-// tensor cores. The planes of one query position lie in shared memory with a border of zeros, and
-// so do what the first kernel made of the k x k query positions around it; the next ones arrive
-// meanwhile.
+// A first kernel copies what the stride leaves of every query position's planes, channels side by
+// side (center_pivot.cuh). In the second a block takes query positions along a row, one after the
+// other, and multiplies the outputs' weights (16 rows) by the windows of 8 support positions
+// (columns) on the tensor cores. The planes of one query position lie in shared memory as they are,
+// zeros between them, and so do the pruned ones of the k x k query positions around it; the next
+// ones arrive meanwhile. What a window takes from the neighbouring row, beyond its own row's end, a
+// mask of its position takes away.
 //
 // The depth of a product can have any order, and has one in which operands are read as they lie:
 // over the support (four channels, dy, two dx), over the query (dy, dx, four channels).
-#include "fastfss/cuda/device.cuh"
+//
+// HSNet's first level (four channels, 50 x 50 by 50 x 50, 13 x 13 left) takes 50 MB an item, 12 us
+// of an H200, in and 14 MB out. A query position is 22 tiles of 8 windows: 330 products, 968
+// shared-memory cycles, and 1300 instructions around them, of which one block in two keeps the
+// tensor cores waiting for the other.
+#include "fastfss/cuda/center_pivot.cuh"
 #include "fastfss/cuda/mma.cuh"
-#include "fastfss/cuda_operations.h"
 
 namespace fastfss::cuda {
 namespace {
 
-constexpr int kMostOutputs = 16;
-
-struct Shape {
-  int inputs, outputs, query_height, query_width, support_height, support_width, stride;
-  int out_width, queries, positions;  // hc wc
-  int64_t item, channel;              // strides of x
-  int chunk;                          // query positions of a block
-  bool even;                          // rows can be copied 4 bytes at a time to where they are read
-  // Bytes in shared memory: of a plane with its border, of its row, of all planes, of a plane that
-  // waits to be spread into rows; and of one query position's pruned planes, in global memory too.
-  int plane, row, planes, raw, vector;
-};
-
-// K x K windows, G times four channels. The weights stay in registers: 15 products' of them for
-// four channels and K = 5, 28 for eight.
-template <int K, int G>
-struct Depth {
-  static constexpr int kReach = K / 2, kPairs = (K + 1) / 2;
-  // A lane's registers over the support, its 8 bytes over the query, and the products they fill.
-  static constexpr int kSlots = G * K * kPairs, kUnits = G * K * K;
-  static constexpr int kOverSupport = (kSlots + 1) / 2, kOverQuery = (kUnits + 3) / 4;
-  static constexpr int kSteps = kOverSupport + kOverQuery;
-  static constexpr int kColumns = K + 1;  // of query positions: those of a window and the next
-};
+using namespace center_pivot;
 
 // Registers: 65536 / (256 * 2) = 128, and 65536 / (128 * 3) = 170.
 template <int G>
@@ -48,215 +30,145 @@ constexpr int kBlockWarps = G == 1 ? 8 : 4;
 template <int G>
 constexpr int kResident = G == 1 ? 2 : 3;
 
+// A support position: the element of a plane at which its window's first pair begins, and which
+// bits of a row's pairs are within the row and the window.
+struct Place {
+  int element;
+  uint32_t masks[3];
+};
+
 // Where the parts of a block's shared memory begin.
 template <int K, int G>
 struct Parts {
-  int ring, places, taps, sums, counts, end;
+  int ring, places, zeros, taps, sums, end;
   __host__ __device__ explicit Parts(const Shape& s) {
-    ring = s.even ? 2 * s.planes : s.planes + s.inputs * s.raw;
-    places = ring + K * Depth<K, G>::kColumns * s.vector;
-    taps = places + (s.positions + 3) / 4 * 16;
-    sums = taps + 2 * Depth<K, G>::kOverQuery * 16;
-    counts = sums + 2 * kBlockWarps<G> * kMostOutputs * 8;
-    end = counts + 4 * kBlockWarps<G>;
+    using D = Depth<K, G>;
+    ring = 2 * s.planes;
+    places = ring + K * D::kColumns * s.vector;
+    zeros = places + s.positions * static_cast<int>(sizeof(Place));
+    // As many as a window of a plane spans.
+    taps = zeros + (4 * D::kReach * s.support_width + 4 * D::kPairs + 19) / 16 * 16;
+    sums = taps + D::kColumns * D::kOverQuery * 16;
+    end = sums + 3 * kBlockWarps<G> * kMostOutputs * 4;
   }
 };
 
-// ---- pruned planes and weights
-
-template <class T>
-__device__ __forceinline__ uint32_t pair(T low, T high) {
-  return low.bits | uint32_t(high.bits) << 16;
-}
-
-// The registers of each lane and product: outputs 2 (lane / 4) and the next, at two places of the
-// depth each.
-template <class T, int K, int G>
-__device__ void pack(const T* query_weight, const T* support_weight, const Shape& s,
-                     uint32_t* fragments) {
-  using D = Depth<K, G>;
-  for (int i = threadIdx.x; i < D::kSteps * 128; i += kThreads) {
-    const int step = i / 128, lane = i / 4 % 32, r = i / 2 % 2;
-    const int output = lane / 4 * 2 + i % 2;
-    T two[2] = {};
-    for (int k = 0; k < 2; ++k) {
-      int channel, down, right;
-      bool used;
-      if (step < D::kOverSupport) {
-        const int slot = 2 * step + r, of_channel = slot % (K * D::kPairs);
-        channel = slot / (K * D::kPairs) * 4 + lane % 4;
-        down = of_channel / D::kPairs, right = of_channel % D::kPairs * 2 + k;
-        used = slot < D::kSlots && right < K;
-      } else {
-        const int unit = 4 * (step - D::kOverSupport) + lane % 4, tap = unit / G;
-        channel = unit % G * 4 + 2 * r + k;
-        down = tap / K, right = tap % K;
-        used = unit < D::kUnits;
-      }
-      const T* weight = step < D::kOverSupport ? support_weight : query_weight;
-      if (used && channel < s.inputs && output < s.outputs) {
-        two[k] = weight[((output * s.inputs + channel) * K + down) * K + right];
-      }
-    }
-    fragments[i] = pair(two[0], two[1]);
-  }
-}
-
-// pruned[b][query][position][channel]; the last block of the first item packs the weights.
-template <class T, int K, int G>
-__global__ void __launch_bounds__(kThreads)
-    prepare(const T* x, const T* query_weight, const T* support_weight, const Shape s,
-            uint32_t* fragments, char* pruned) {
-  if (blockIdx.x == gridDim.x - 1) {
-    if (blockIdx.z == 0) pack<T, K, G>(query_weight, support_weight, s, fragments);
-    return;
-  }
-  const unsigned n = blockIdx.x * kThreads + threadIdx.x;
-  const unsigned query = n / s.positions, position = n % s.positions;
-  if (query >= unsigned(s.queries)) return;
-  const unsigned row = position / s.out_width * s.stride,
-                 column = position % s.out_width * s.stride;
-  const T* from = x + blockIdx.z * s.item + int64_t(query) * s.support_height * s.support_width +
-                  row * s.support_width + column;
-  T channels[4 * G];
-#pragma unroll
-  for (int c = 0; c < 4 * G; ++c) channels[c] = c < s.inputs ? from[c * s.channel] : T{};
-  char* to = pruned + (int64_t(blockIdx.z) * s.queries + query) * s.vector + position * (8 * G);
-#pragma unroll
-  for (int g = 0; g < G; ++g) {
-    uint2 four;
-    memcpy(&four, channels + 4 * g, sizeof(four));
-    reinterpret_cast<uint2*>(to)[g] = four;
-  }
-}
-
-// ---- products
-
-// Where a channel's plane begins. Shifted so that four channels of eight windows four columns apart
-// lie in all 32 banks; channels behind the last share a plane of zeros.
-__device__ __forceinline__ int plane_of(int channel, const Shape& s) {
-  const int c = min(channel, s.inputs);
-  return c * s.plane + c % 2 * 4 + c / 2 % 2 * 64;
-}
-
-// Mean and squared deviations of `count` values.
+// Count, mean and squared deviations.
 struct Moments {
   float count = 0.0f, mean = 0.0f, deviations = 0.0f;
   // Chan's rule.
-  __device__ __forceinline__ void add(float n, float its_mean, float its_deviations) {
-    const float apart = its_mean - mean, share = n / (count + n);
+  __device__ __forceinline__ void add(const Moments& other) {
+    if (other.count == 0.0f) return;
+    const float both = count + other.count, apart = other.mean - mean;
+    const float share = other.count / both;
     mean += apart * share;
-    deviations += its_deviations + apart * apart * (count * share);
-    count += n;
+    deviations += other.deviations + apart * apart * (count * share);
+    count = both;
   }
 };
 
 // A warp takes Tiles times 8 support positions at once.
-template <class T, int K, int G, int Tiles>
+template <class T, int K, int G, int Tiles, bool Even>
 __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
-    convolve(const T* x, const uint4* fragments, const char* pruned, const T* bias, const Shape s,
-             T* out, float* statistics) {
+    convolve(const T* x, const uint4* fragments, const char* pruned, const T* query_bias,
+             const T* support_bias, const Shape s, T* out, float* statistics) {
   using D = Depth<K, G>;
   constexpr int kWarpsHere = kBlockWarps<G>, kThreadsHere = 32 * kWarpsHere;
   char* shared = dynamic_shared<char>();
   const Parts<K, G> parts(s);
-  char *raw = shared + s.planes, *ring = shared + parts.ring;
-  int *places = reinterpret_cast<int*>(shared + parts.places),
-      *taps = reinterpret_cast<int*>(shared + parts.taps);
-  float2* sums = reinterpret_cast<float2*>(shared + parts.sums);
-  float* counts = reinterpret_cast<float*>(shared + parts.counts);  // a warp's support positions
+  char* ring = shared + parts.ring;
+  Place* places = reinterpret_cast<Place*>(shared + parts.places);
+  int* taps = reinterpret_cast<int*>(shared + parts.taps);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quarter = lane % 4;
   const int begin = blockIdx.x * s.chunk, end = min(begin + s.chunk, s.queries);
   const int64_t first_query = int64_t(blockIdx.z) * s.queries;
-  x += blockIdx.z * s.item;
+  const int row_bytes = 2 * s.support_width, plane_bytes = row_bytes * s.support_height;
+  const char* x_bytes = reinterpret_cast<const char*>(x + blockIdx.z * s.item);
   pruned += first_query * s.vector;
 
   // ---- copies
 
-  const int plane_elements = s.support_height * s.support_width;
+  // Planes are copied from the 16 bytes in which they begin to those in which they end, behind
+  // which 16 bytes may be another one's. Lane 0 of warp c copies the first and the last of channel
+  // c.
+  const auto planes_of = [&](int query) { return shared + (query & 1) * s.planes + s.border; };
   const auto fetch_planes = [&](int query) {
-    const T* from = x + int64_t(query) * plane_elements;
-    if (s.even) {
-      const int lines = kWarpsHere * s.row, rows = kWarpsHere * s.support_width;
-      for (int channel = 0; channel < s.inputs; ++channel) {
-        char* line = shared + (query & 1) * s.planes + plane_of(channel, s) +
-                     (warp + D::kReach) * s.row + 2 * D::kReach;
-        const T* of_row = from + channel * s.channel + warp * s.support_width;
-        for (int row = warp; row < s.support_height; row += kWarpsHere) {
-          for (int c = 2 * lane; c < s.support_width; c += 64) {
-            copy_pair_async(line + 2 * c, of_row + c, 4);
-          }
-          line += lines, of_row += rows;
-        }
-      }
-      return;
-    }
+    const char* plane = x_bytes + int64_t(query) * plane_bytes;
+    char* of_channel = planes_of(query);
     for (int channel = 0; channel < s.inputs; ++channel) {
-      const T* plane = from + channel * s.channel;
-      const int before = reinterpret_cast<uintptr_t>(plane) / 2 % 2;
-      const int elements = plane_elements + before;
-      for (int e = 2 * threadIdx.x; e < elements; e += 2 * kThreadsHere) {
-        copy_pair_async(raw + channel * s.raw + 2 * e, plane - before + e,
-                        e + 1 < elements ? 4 : 2);
+      const int before = reinterpret_cast<uintptr_t>(plane) % 16, all = plane_bytes + before;
+      const int first = (threadIdx.x + kThreadsHere - channel % kWarpsHere * 32) % kThreadsHere;
+      const char* from = plane - before + 16 * first;
+      char *to = of_channel + 16 * first, *last = of_channel + all / 16 * 16;
+#pragma unroll 1
+      for (; to < last; to += 16 * kThreadsHere, from += 16 * kThreadsHere) {
+        copy_async(to, from, 16);
       }
+      if (first == 0) {
+        const bool whole = all % 16 == 0;
+        copy_async(last, whole ? plane - before : plane - before + all / 16 * 16, all % 16);
+        if (last + 16 < of_channel + s.copied) copy_async(last + 16, plane - before, 0);
+      }
+      plane += 2 * s.channel, of_channel += s.plane;
     }
   };
-  // From where they have been copied to where they are read.
-  const auto spread_planes = [&](int query) {
-    for (int channel = 0; channel < s.inputs; ++channel) {
-      const T* plane = x + int64_t(query) * plane_elements + channel * s.channel;
-      const int before = reinterpret_cast<uintptr_t>(plane) / 2 % 2;
-      const T* elements = reinterpret_cast<const T*>(raw + channel * s.raw) + before;
-      for (int row = warp; row < s.support_height; row += kWarpsHere) {
-        T* line = reinterpret_cast<T*>(shared + plane_of(channel, s) + (row + D::kReach) * s.row) +
-                  D::kReach;
-        for (int c = lane; c < s.support_width; c += 32) {
-          line[c] = elements[row * s.support_width + c];
-        }
-      }
+  // Takes away what the first 16 bytes hold of the plane before; by the thread that copied them.
+  const auto clear_before = [&](int query) {
+    if (lane > 0) return;
+#pragma unroll 1
+    for (int channel = warp; channel < s.inputs; channel += kWarpsHere) {
+      const char* plane = x_bytes + int64_t(query) * plane_bytes + 2 * channel * s.channel;
+      const int bits = reinterpret_cast<uintptr_t>(plane) % 16 * 8;
+      uint64_t* to = reinterpret_cast<uint64_t*>(planes_of(query) + channel * s.plane);
+      if (bits >= 64) to[0] = 0;
+      to[bits / 64] &= ~uint64_t(0) << (bits % 64);
     }
   };
   // The pruned planes of K rows of one column of the query grid; zeros outside of it. The column
   // that leaves the window makes room for the next one.
-  const int chunks = (s.positions * 8 * G + 15) / 16;
+  const int vector_bytes = (s.positions * 8 * G + 15) / 16 * 16;
   const auto fetch_column = [&](int query_row, int query_column) {
     const int slot = (query_column + D::kColumns) % D::kColumns;
-    for (int i = threadIdx.x; i < K * chunks; i += kThreadsHere) {
-      const int down = i / chunks, chunk = i % chunks, row = query_row + down - D::kReach;
+    for (int down = warp; down < K; down += kWarpsHere) {
+      const int row = query_row + down - D::kReach;
       const bool inside =
           row >= 0 && row < s.query_height && query_column >= 0 && query_column < s.query_width;
-      const int64_t query = inside ? row * s.query_width + query_column : 0;
-      copy_async(ring + (down * D::kColumns + slot) * s.vector + 16 * chunk,
-                 pruned + query * s.vector + 16 * chunk, inside);
-    }
-  };
-  // Where each unit of four channels begins that the windows over the query are made of.
-  const auto place_taps = [&](int query) {
-    const int unit = threadIdx.x, query_column = query % s.query_width;
-    if (unit < 4 * D::kOverQuery) {
-      const int tap = unit / G, down = tap / K, right = tap % K;
-      const int slot = (query_column + right + D::kColumns - D::kReach) % D::kColumns;
-      taps[(query & 1) * 4 * D::kOverQuery + unit] =
-          unit < D::kUnits ? (down * D::kColumns + slot) * s.vector + unit % G * 8 : 0;
+      const char* from =
+          pruned + (inside ? int64_t(row * s.query_width + query_column) * s.vector : 0);
+      char* to = ring + (down * D::kColumns + slot) * s.vector;
+#pragma unroll 1
+      for (int e = 16 * lane; e < vector_bytes; e += 512) {
+        copy_async(to + e, from + e, inside ? 16 : 0);
+      }
     }
   };
 
   // ---- before the first query position
 
-  for (int i = threadIdx.x; i < (s.even ? 2 : 1) * s.planes / 16; i += kThreadsHere) {
+  for (int i = threadIdx.x; i < 2 * s.planes / 16; i += kThreadsHere) {
     reinterpret_cast<uint4*>(shared)[i] = uint4{};
   }
+  for (int i = threadIdx.x; i < (parts.taps - parts.zeros) / 16; i += kThreadsHere) {
+    reinterpret_cast<uint4*>(shared + parts.zeros)[i] = uint4{};
+  }
   for (int i = threadIdx.x; i < s.positions; i += kThreadsHere) {
-    places[i] = i / s.out_width * s.stride * s.row + i % s.out_width * s.stride * 2;
-  }
-  if (lane == 0) {
-    int count = 0;
-    for (int first = warp * 8; first < s.positions; first += kWarpsHere * 8) {
-      count += min(s.positions - first, 8);
+    const int row = i / s.out_width * s.stride, column = i % s.out_width * s.stride;
+    Place place{(row - D::kReach) * s.support_width + column - D::kBefore, {}};
+    for (int h = 0; h < 2 * D::kPairs; ++h) {
+      const int away = h - D::kBefore, at = column + away;
+      const bool used = away >= -D::kReach && away <= D::kReach && at >= 0 && at < s.support_width;
+      if (used) place.masks[h / 2] |= 0xffffu << (16 * (h % 2));
     }
-    counts[warp] = float(count);
+    places[i] = place;
   }
-  place_taps(begin);
+  // Where each unit of four channels begins that the windows over the query are made of, for each
+  // place that the window's middle can have among the columns of the ring.
+  for (int i = threadIdx.x; i < D::kColumns * 4 * D::kOverQuery; i += kThreadsHere) {
+    const int unit = i % (4 * D::kOverQuery), column = i / (4 * D::kOverQuery);
+    const int tap = unit / G, down = tap / K, right = tap % K;
+    const int slot = (column + right + D::kColumns - D::kReach) % D::kColumns;
+    taps[i] = unit < D::kUnits ? (down * D::kColumns + slot) * s.vector + unit % G * 8 : 0;
+  }
   uint32_t weights[D::kSteps][4];
 #pragma unroll
   for (int step = 0; step < D::kSteps; ++step) {
@@ -264,91 +176,102 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
     memcpy(weights[step], &four, sizeof(four));
   }
   const int output = lane / 4 * 2;
-  float of_bias[2];
+  float bias[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    of_bias[h] = output + h < s.outputs ? to_float(bias[output + h]) : 0.0f;
+    bias[h] = output + h < s.outputs
+                  ? to_float(query_bias[output + h]) + to_float(support_bias[output + h])
+                  : 0.0f;
   }
-  int channels[G];
+  // Of this lane's channels: where the planes of the first query position lie, and where in 16
+  // bytes they begin. Behind the last channel: none, and zeros are read.
+  int of_channel[G], begins[G];
 #pragma unroll
-  for (int g = 0; g < G; ++g) channels[g] = plane_of(4 * g + quarter, s);
+  for (int g = 0; g < G; ++g) {
+    const int channel = 4 * g + quarter;
+    of_channel[g] = channel < s.inputs ? s.border + channel * s.plane : -1;
+    begins[g] = reinterpret_cast<uintptr_t>(x_bytes + 2 * channel * s.channel) % 16;
+  }
   __syncthreads();  // zeros first
   fetch_planes(begin);
   commit_copies();
 
-  // The warps' moments of a query position, put together after the next barrier.
-  const auto keep_statistics = [&](int query) {
-    if (int(threadIdx.x) < s.outputs) {
-      const float2* of_warp = sums + (query & 1) * kWarpsHere * kMostOutputs + threadIdx.x;
-      float mean = 0.0f, deviations = 0.0f;
-#pragma unroll
-      for (int w = 0; w < kWarpsHere; ++w) mean += counts[w] * of_warp[w * kMostOutputs].x;
-      mean /= float(s.positions);
-#pragma unroll
-      for (int w = 0; w < kWarpsHere; ++w) {
-        const float2 one = of_warp[w * kMostOutputs];
-        deviations += one.y + counts[w] * (one.x - mean) * (one.x - mean);
-      }
-      float* to = statistics + (first_query + query) * s.outputs + threadIdx.x;
-      to[0] = mean;
-      to[int64_t(gridDim.z) * s.queries * s.outputs] = deviations;
-    }
-  };
+  // Sums of this lane's results, and of their squares, less its first ones.
+  float origin[2] = {}, sums[2] = {}, squares[2] = {};
 
+  int query_row = begin / s.query_width, query_column = begin % s.query_width;
   for (int query = begin; query < end; ++query) {
-    const int query_row = query / s.query_width, query_column = query % s.query_width;
     wait_for_copies<0>();
+    clear_before(query);
     __syncthreads();  // this position's planes are there, and nobody reads the last one's
-    const bool starts = query == begin || query_column == 0;
-    if (starts) {
+    if (query == begin || query_column == 0) {
       for (int c = -D::kReach; c <= D::kReach; ++c) fetch_column(query_row, query_column + c);
       commit_copies();
+      wait_for_copies<0>();
+      __syncthreads();
     }
-    if (!s.even) spread_planes(query);
-    if (starts) wait_for_copies<0>();
-    if (starts || !s.even) __syncthreads();
     if (query + 1 < end) {
       fetch_planes(query + 1);
       if (query_column + 1 < s.query_width) {
         fetch_column(query_row, query_column + 1 + D::kReach);
       }
-      place_taps(query + 1);
     }
     commit_copies();
-    if (statistics != nullptr && query > begin) keep_statistics(query - 1);
 
-    const char* planes = shared + (s.even ? (query & 1) * s.planes : 0);
-    const int* of_taps = taps + (query & 1) * 4 * D::kOverQuery + quarter;
+    const int* of_taps = taps + query_column % D::kColumns * (4 * D::kOverQuery) + quarter;
     T* to = out + (first_query + query) * s.positions * s.outputs + output;
-    Moments moments[2];
     for (int first = warp * 8; first < s.positions; first += Tiles * kWarpsHere * 8) {
-      const char *of_planes[Tiles], *of_ring[Tiles];
+      Place place[Tiles];
+      const char* of_ring[Tiles];
 #pragma unroll
       for (int i = 0; i < Tiles; ++i) {
         const int position = min(first + i * kWarpsHere * 8 + lane / 4, s.positions - 1);
-        of_planes[i] = planes + places[position];
+        const uint4 four = reinterpret_cast<const uint4*>(places)[position];
+        memcpy(&place[i], &four, sizeof(four));
         of_ring[i] = ring + position * (8 * G);
       }
-      float products[Tiles][4] = {};
+      float products[Tiles][4];
 #pragma unroll
-      for (int step = 0; step < D::kOverSupport; ++step) {
+      for (int i = 0; i < Tiles; ++i) {
+        products[i][0] = products[i][1] = bias[0], products[i][2] = products[i][3] = bias[1];
+      }
+      // The byte of shared memory at which the windows of one of this lane's channels begin.
+      int window_begins[Tiles] = {};
+      const auto begin_channel = [&](int g) {
+        const bool none = of_channel[g] < 0;
+        const int plane =
+            (query & 1) * s.planes + of_channel[g] + (begins[g] + query * (plane_bytes % 16)) % 16;
 #pragma unroll
         for (int i = 0; i < Tiles; ++i) {
-          uint32_t window[2];
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            const int slot = 2 * step + r, of_channel = slot % (K * D::kPairs);
-            const int down = of_channel / D::kPairs, two = of_channel % D::kPairs;
-            if (slot >= D::kSlots) {
-              window[r] = 0;
-              continue;
-            }
-            window[r] = *reinterpret_cast<const uint32_t*>(
-                of_planes[i] + channels[slot / (K * D::kPairs)] + down * s.row + 4 * two);
-            if (2 * two + 1 >= K) window[r] &= 0xffff;  // its weight is 0, and 0 times NaN is not
-          }
-          multiply_add<T>(products[i], weights[step], window);
+          window_begins[i] = none ? parts.zeros : plane + 2 * place[i].element;
         }
+      };
+      const auto window = [&](int i, int slot) -> uint32_t {
+        const int down = slot / D::kPairs % K, two = slot % D::kPairs;
+        const int row = window_begins[i] + down * row_bytes;
+        uint32_t both;
+        if constexpr (Even) {
+          both = *reinterpret_cast<const uint32_t*>(shared + row + 4 * two);
+        } else {
+          const auto* at = reinterpret_cast<const uint32_t*>(shared + (row & ~3) + 4 * two);
+          both = __funnelshift_r(at[0], at[1], row % 4 * 8);
+        }
+        // In rows of even length the column behind a middle, which is even, is there.
+        return Even && two == D::kBefore / 2 ? both : both & place[i].masks[two];
+      };
+#pragma unroll
+      for (int step = 0; step < D::kOverSupport; ++step) {
+        uint32_t two[Tiles][2] = {};
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const int slot = 2 * step + r;
+          if (slot >= D::kSlots) continue;
+          if (slot % (K * D::kPairs) == 0) begin_channel(slot / (K * D::kPairs));
+#pragma unroll
+          for (int i = 0; i < Tiles; ++i) two[i][r] = window(i, slot);
+        }
+#pragma unroll
+        for (int i = 0; i < Tiles; ++i) multiply_add<T>(products[i], weights[step], two[i]);
       }
 #pragma unroll
       for (int step = 0; step < D::kOverQuery; ++step) {
@@ -357,96 +280,81 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
         for (int i = 0; i < Tiles; ++i) {
           uint2 four = *reinterpret_cast<const uint2*>(of_ring[i] + tap);
           if (4 * step + 4 > D::kUnits && 4 * step + quarter >= D::kUnits) four = uint2{};
-          const uint32_t window[2] = {four.x, four.y};
-          multiply_add<T>(products[i], weights[D::kOverSupport + step], window);
+          const uint32_t two[2] = {four.x, four.y};
+          multiply_add<T>(products[i], weights[D::kOverSupport + step], two);
         }
       }
 
       // Columns of a product are positions, 2 quarter and the next in each lane.
-      float total[2] = {}, count = 0.0f;
+      if (query == begin && first == warp * 8)
+        origin[0] = products[0][0], origin[1] = products[0][2];
+      T* to_first = to + (first + 2 * quarter) * s.outputs;
 #pragma unroll
       for (int i = 0; i < Tiles; ++i) {
-        const int begin_of_tile = first + i * kWarpsHere * 8;
-        count += float(max(0, min(8, s.positions - begin_of_tile)));
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int position = begin_of_tile + 2 * quarter + e;
-          float (&p)[4] = products[i];
-          p[e] += of_bias[0], p[2 + e] += of_bias[1];
-          if (position < s.positions) {
-            total[0] += p[e], total[1] += p[2 + e];
-            if (output < s.outputs) {
-              *reinterpret_cast<uint32_t*>(to + int64_t(position) * s.outputs) =
-                  pair(from_float<T>(p[e]), from_float<T>(p[2 + e]));
-            }
+          const int away = i * kWarpsHere * 8 + e;
+          const bool used = first + 2 * quarter + away < s.positions;
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const float apart = used ? products[i][2 * h + e] - origin[h] : 0.0f;
+            sums[h] += apart, squares[h] += apart * apart;
+          }
+          if (used && output < s.outputs) {
+            *reinterpret_cast<uint32_t*>(to_first + away * s.outputs) =
+                pair(from_float<T>(products[i][e]), from_float<T>(products[i][2 + e]));
           }
         }
-      }
-      if (statistics == nullptr) continue;
-      const auto over_quarters = [](float sum) {
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
-      };
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float mean = over_quarters(total[h]) / count;
-        float squares = 0.0f;
-#pragma unroll
-        for (int i = 0; i < Tiles; ++i) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const float apart = products[i][2 * h + e] - mean;
-            if (first + i * kWarpsHere * 8 + 2 * quarter + e < s.positions) {
-              squares += apart * apart;
-            }
-          }
-        }
-        moments[h].add(count, mean, over_quarters(squares));
       }
     }
-    if (statistics != nullptr && quarter == 0) {
+    if (++query_column == s.query_width) query_column = 0, ++query_row;
+  }
+  if (statistics == nullptr) return;
+
+  // ---- moments of the block
+
+  int count = 0;
+  for (int first = warp * 8; first < s.positions; first += kWarpsHere * 8) {
+    count += min(max(s.positions - first - 2 * quarter, 0), 2);
+  }
+  float* of_warps = reinterpret_cast<float*>(shared + parts.sums);
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        sums[((query & 1) * kWarpsHere + warp) * kMostOutputs + output + h] = {
-            moments[h].mean, moments[h].deviations};
-      }
+  for (int h = 0; h < 2; ++h) {
+    Moments moments;
+    if (count > 0) {
+      moments.count = float(count) * float(end - begin);
+      const float mean = sums[h] / moments.count;
+      moments.mean = origin[h] + mean;
+      moments.deviations = squares[h] - sums[h] * mean;
+    }
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) {
+      Moments other;
+      other.count = __shfl_xor_sync(0xffffffffu, moments.count, step);
+      other.mean = __shfl_xor_sync(0xffffffffu, moments.mean, step);
+      other.deviations = __shfl_xor_sync(0xffffffffu, moments.deviations, step);
+      moments.add(other);
+    }
+    if (quarter == 0) {
+      float* to = of_warps + (warp * kMostOutputs + output + h) * 3;
+      to[0] = moments.count, to[1] = moments.mean, to[2] = moments.deviations;
     }
   }
-  if (statistics != nullptr) {
-    __syncthreads();
-    keep_statistics(end - 1);
+  __syncthreads();
+  if (int(threadIdx.x) < s.outputs) {
+    Moments moments;
+    for (int w = 0; w < kWarpsHere; ++w) {
+      const float* from = of_warps + (w * kMostOutputs + threadIdx.x) * 3;
+      moments.add({from[0], from[1], from[2]});
+    }
+    const int64_t blocks = int64_t(gridDim.z) * gridDim.x;
+    float* to = statistics + (blockIdx.z * gridDim.x + blockIdx.x) * s.outputs + threadIdx.x;
+    to[0] = moments.mean;
+    to[blocks * s.outputs] = moments.deviations;
   }
 }
 
 // ---- launches
-
-int round_up(int64_t count, int to) { return static_cast<int>((count + to - 1) / to * to); }
-
-int groups_of(const TensorView& x) { return x.size[1] <= 4 ? 1 : 2; }
-
-Shape shape_of(const TensorView& x, int outputs, int kernel, int stride) {
-  Shape s{};
-  s.inputs = int(x.size[1]), s.outputs = outputs, s.stride = stride;
-  s.query_height = int(x.size[2]), s.query_width = int(x.size[3]);
-  s.support_height = int(x.size[4]), s.support_width = int(x.size[5]);
-  s.out_width = (s.support_width + stride - 1) / stride;
-  s.queries = s.query_height * s.query_width;
-  s.positions = (s.support_height + stride - 1) / stride * s.out_width;
-  s.item = x.size[0] == 1 ? 0 : x.stride[0];
-  s.channel = x.size[1] == 1 ? 0 : x.stride[1];
-  const int reach = kernel / 2, groups = groups_of(x);
-  // An odd reach would put a row's first pair between two words.
-  s.even = reach % 2 == 0 && s.support_width % 2 == 0 && s.item % 2 == 0 && s.channel % 2 == 0 &&
-           reinterpret_cast<uintptr_t>(x.data) % 4 == 0;
-  // Windows begin at even columns, so the last pair of the last one ends within this too.
-  s.row = 2 * round_up(s.support_width + 2 * reach, 2);
-  s.plane = round_up(int64_t(s.row) * (s.support_height + 2 * reach) + 68, 128);
-  s.planes = s.plane * (s.inputs % 4 == 0 ? s.inputs : s.inputs + 1);
-  s.raw = round_up((int64_t(s.support_height) * s.support_width + 1) * 2, 16);
-  // Two or four query positions are read at once, 64 or 32 bytes of each: then from other banks.
-  s.vector = round_up(int64_t(s.positions) * 8 * groups - 32 * groups, 128) + 32 * groups;
-  return s;
-}
 
 // Calls `function` with the kernel's size and the groups of four channels as constants.
 template <class Function>
@@ -459,10 +367,16 @@ void with_depth(int kernel, int groups, Function function) {
               : with_groups(std::integral_constant<int, 5>{});
 }
 
+// All blocks at once, each of equally many query positions.
+int chunk_of(const Shape& s, int64_t batch, int groups) {
+  const int64_t room = multiprocessors() * (groups == 1 ? kResident<1> : kResident<2>) / batch;
+  return static_cast<int>(blocks_of(s.queries, room < 1 ? 1 : room));
+}
+
 template <class T, int K, int G>
 void run(const CenterPivotConv4d& call, Shape s, Stream stream) {
   const auto batch = static_cast<unsigned>(call.x.size[0]);
-  const T *x = call.x.as<const T>(), *bias = call.bias.as<const T>();
+  const T* x = call.x.as<const T>();
   uint32_t* fragments = call.scratch.as<uint32_t>();
   char* pruned = call.scratch.as<char>() + Depth<K, G>::kSteps * 512;
   const auto parts = blocks_of(int64_t(s.queries) * s.positions, kThreads);
@@ -470,37 +384,41 @@ void run(const CenterPivotConv4d& call, Shape s, Stream stream) {
          stream, x, call.query_weight.as<const T>(), call.support_weight.as<const T>(), s,
          fragments, pruned);
 
-  // All blocks at once, each of equally many query positions.
-  const int64_t room = multiprocessors() * kResident<G> / batch;
-  s.chunk = static_cast<int>(blocks_of(s.queries, room < 1 ? 1 : room));
+  s.chunk = chunk_of(s, batch, G);
   const dim3 grid(static_cast<unsigned>(blocks_of(s.queries, s.chunk)), 1, batch);
   constexpr int threads = 32 * kBlockWarps<G>;
   const auto start = [&](auto* kernel) {
     launch("convolve", kernel, grid, threads, Parts<K, G>(s).end, stream, x,
-           reinterpret_cast<const uint4*>(fragments), pruned, bias, s, call.out.as<T>(),
-           call.statistics.as<float>());
+           reinterpret_cast<const uint4*>(fragments), pruned, call.query_bias.as<const T>(),
+           call.support_bias.as<const T>(), s, call.out.as<T>(), call.statistics.as<float>());
   };
-  if constexpr (G == 2) {
-    start(convolve<T, K, G, 2>);
-  } else {
-    s.positions <= 8 * kBlockWarps<G> ? start(convolve<T, K, G, 1>) : start(convolve<T, K, G, 3>);
-  }
+  const auto with_tiles = [&](auto even) {
+    constexpr bool kEven = decltype(even)::value;
+    if constexpr (G == 2) {
+      start(convolve<T, K, G, 2, kEven>);
+    } else {
+      s.positions <= 8 * kBlockWarps<G> ? start(convolve<T, K, G, 1, kEven>)
+                                        : start(convolve<T, K, G, 3, kEven>);
+    }
+  };
+  s.even ? with_tiles(std::true_type{}) : with_tiles(std::false_type{});
 }
 
 }  // namespace
 
-int64_t center_pivot_scratch(const TensorView& x, int kernel, int stride) {
+CenterPivotPlan center_pivot_plan(const TensorView& x, int kernel, int stride) {
+  CenterPivotPlan plan{};
   // Planes that fit nowhere, and whose bytes may not fit an int.
-  if (x.size[4] * x.size[5] > (1 << 20)) return 0;
-  int64_t bytes = 0;
-  with_depth(kernel, groups_of(x), [&](auto k, auto groups) {
-    constexpr int K = decltype(k)::value, G = decltype(groups)::value;
+  if (x.size[4] * x.size[5] > (1 << 20)) return plan;
+  const int groups = groups_of(x);
+  with_depth(kernel, groups, [&](auto k, auto g) {
+    constexpr int K = decltype(k)::value, G = decltype(g)::value;
     const Shape s = shape_of(x, kMostOutputs, kernel, stride);
-    if (Parts<K, G>(s).end <= most_shared_memory()) {
-      bytes = Depth<K, G>::kSteps * 512 + x.size[0] * s.queries * s.vector;
-    }
+    if (Parts<K, G>(s).end > most_shared_memory()) return;
+    plan.scratch = Depth<K, G>::kSteps * 512 + x.size[0] * s.queries * s.vector;
+    plan.together = chunk_of(s, x.size[0], groups);
   });
-  return bytes;
+  return plan;
 }
 
 void center_pivot_conv4d(const CenterPivotConv4d& call, Stream stream) {

@@ -1,8 +1,9 @@
-"""An encoder in ONNX Runtime or OpenVINO, while the rest of its model stays in PyTorch.
+"""An encoder by what is fastest, while the rest of its model stays as it is.
 
-An exported engine has one size, number of shots and ways; this has images of any size, and the
-model's own tasks, clicks and memories. The graph is made once for an encoder's weights, which takes
-some seconds, and kept in the cache.
+On the CPU that is ONNX Runtime or OpenVINO, on an NVIDIA GPU CUDA graphs. An exported engine has
+one size, number of shots and ways; this has images of any size, and the model's own tasks, clicks
+and memories. The libraries' graph is made once for an encoder's weights, which takes some seconds,
+and kept in the cache.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fastfss.encoders import Encoder
 from fastfss.engines import onnx_runtime, openvino_runtime
 from fastfss.engines.choice import LIBRARIES, cpu_name, installed
 from fastfss.engines.encoder_graphs import cached_graph, graph_path, why_no_export
+from fastfss.engines.encoder_replays import EncoderReplays
 from fastfss.errors import expected
 from fastfss.methods import FewShotSegmenter
 
@@ -32,23 +34,26 @@ Model = TypeVar("Model", bound=FewShotSegmenter)
 Compute = Callable[[Tensor], dict[str, Tensor]]
 Report = Callable[[str], None]
 
-ENCODER_BACKENDS = ("eager", "onnxruntime", "openvino")
+ENCODER_BACKENDS = ("eager", "onnxruntime", "openvino", "cuda-graph")
+_LIBRARIES = ("onnxruntime", "openvino")  # those of the CPU
 WORTH = 0.9  # of PyTorch's time; a second copy of the weights is not worth less than a tenth
 _TIMED = (256, 320)
 _ROUNDS = 3
 
 
 def accelerate(model: Model, backend: str = "auto", *, report: Report | None = None) -> Model:
-    """A copy of a model whose encoder ONNX Runtime or OpenVINO runs; the rest stays in PyTorch.
+    """A copy of a model whose encoder is run by what is fastest; the rest stays as it is.
 
-    Features are equal to about 1e-6 of their norm; tasks of the model serve the copy and the other
-    way round. The copy shares the model's weights, which are not to change any more.
+    On a CPU that may be ONNX Runtime or OpenVINO; on an NVIDIA GPU, CUDA graphs of up to four
+    shapes of images, captured when one comes again. Features are equal to about 1e-6 of their norm;
+    tasks of the model serve the copy and the other way round. The copy shares the model's weights,
+    which are not to change any more.
 
     Args:
-        model: of `for_inference`. With "auto", one that is not on the CPU or not in float32 comes
-            back as it is.
-        backend: "auto", for the fastest here of those that are installed, measured when an image
-            first comes and remembered; or one of `ENCODER_BACKENDS`.
+        model: of `for_inference`. With "auto", one on the CPU that is not in float32 comes back as
+            it is.
+        backend: "auto", for the fastest here of those that are installed, on a CPU measured when an
+            image first comes and remembered; or one of `ENCODER_BACKENDS`.
         report: told when something takes seconds; nobody by default.
 
     Returns:
@@ -67,13 +72,18 @@ def accelerate(model: Model, backend: str = "auto", *, report: Report | None = N
     weights = list(model.encoder.parameters())
     if any(one.requires_grad for one in weights):
         raise expected("model", "one of for_inference()", "one whose weights want gradients")
-    elsewhere = any(one.device.type != "cpu" or one.dtype != torch.float32 for one in weights)
-    if backend == "eager" or (backend == "auto" and elsewhere):
+    on_gpu = all(one.device.type == "cuda" for one in weights)
+    plain = all(one.device.type == "cpu" and one.dtype == torch.float32 for one in weights)
+    if backend == "eager" or (backend == "auto" and not (plain or on_gpu)):
         return model
-    if backend != "auto":
-        reason = "it runs float32 on the CPU here" if elsewhere else _why_not(backend)
-        if reason is not None:
-            raise NotImplementedError(f"backend {backend!r}: {reason}")
+    if backend == "cuda-graph":
+        reason = None if on_gpu else f"it runs on an NVIDIA GPU, the model is on {model.device}"
+    elif backend != "auto":
+        reason = _why_not(backend) if plain else "it runs float32 on the CPU here"
+    else:
+        reason = None
+    if reason is not None:
+        raise NotImplementedError(f"backend {backend!r}: {reason}")
     fast, encoder = copy.copy(model), copy.copy(model.encoder)
     encoder.engine = EncoderEngine(encoder, backend, report)
     fast._modules = {**model._modules, "encoder": encoder}
@@ -87,7 +97,7 @@ class EncoderEngine:
     A graph has the maps that a method asks for together, and is made when it first does.
 
     Args:
-        encoder: on the CPU, float32, without gradients.
+        encoder: without gradients; in float32 on the CPU, or on a GPU.
         backend, report: as in `accelerate`.
 
     Attributes:
@@ -103,17 +113,24 @@ class EncoderEngine:
         self._report = report or (lambda _: None)
         self._lock = Lock()
         self._computes: dict[tuple[str, ...], Compute | None] = {}
+        self._replays = EncoderReplays(encoder)
 
     def __deepcopy__(self, memo: object) -> None:
         # A deep copy has weights of its own, and may train them.
         return None
 
     def maps(self, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor] | None:
-        """See MapEngine: None for tensors that are not plain float32 on the CPU."""
-        plain = images.is_cpu and images.dtype == torch.float32
-        if not plain or torch.compiler.is_compiling() or images.requires_grad:
+        """See MapEngine: None for what no backend here serves."""
+        if torch.compiler.is_compiling() or images.requires_grad:
             return None
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled(images.device.type):
+            return None
+        if images.is_cuda and self._backend in ("auto", "cuda-graph"):
+            found = self._replays.maps(images, names)
+            self.chosen = "eager" if found is None else "cuda-graph"
+            self.why = "a shape's first images" if found is None else "one launch"
+            return found
+        if not images.is_cpu or images.dtype != torch.float32:
             return None
         with self._lock:
             if names not in self._computes:
@@ -125,7 +142,7 @@ class EncoderEngine:
         """What computes these maps; None for the modules themselves."""
         self.chosen = "eager"
         path = graph_path(self._encoder, names)
-        reasons = {backend: _why_not(backend) for backend in ENCODER_BACKENDS[1:]}
+        reasons = {backend: _why_not(backend) for backend in _LIBRARIES}
         wanted = [backend for backend, reason in reasons.items() if reason is None]
         missing = None if path.exists() else why_no_export()
         if self._backend == "auto" and (missing is not None or not wanted):

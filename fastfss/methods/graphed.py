@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,10 +35,12 @@ class Graphed:
 
     Args:
         function: of tensors on an NVIDIA GPU; captured without gradients.
+        fastest: whether cuDNN times its convolutions first, which takes seconds.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *, fastest: bool = True) -> None:
         self._function = function
+        self._choice = _fastest_convolutions if fastest else nullcontext
         self._inputs: list[Tensor] = []
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Any = None
@@ -55,6 +57,7 @@ class Graphed:
         self._graph.replay()
         return self._result
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _capture(self, inputs: Sequence[Tensor]) -> None:
         device = inputs[0].device
@@ -62,12 +65,14 @@ class Graphed:
         # Warmed up beside the graph: kernels compile and libraries choose at their first calls.
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side), _fastest_convolutions():
+        with torch.cuda.stream(side), self._choice():
             for _ in range(3):
                 self._function(*self._inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(graph), _fastest_convolutions():
+        # Other threads' allocations are no error.
+        capturing = torch.cuda.graph(graph, capture_error_mode="thread_local")
+        with torch.cuda.device(device), capturing, self._choice():
             self._result = self._function(*self._inputs)
         self._graph = graph
 

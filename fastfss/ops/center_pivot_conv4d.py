@@ -262,24 +262,26 @@ def _why_not_native(x: Tensor, *arguments: Any) -> str | None:
     return _native_call.why_not_native(x)
 
 
-def _few_channels_scratch(x: Tensor, query_weight: Tensor, stride: int) -> int:
-    """Bytes that csrc/cuda's product of few channels needs; 0 where it does not serve the call.
+def _few_channels_plan(x: Tensor, query_weight: Tensor, stride: int) -> tuple[int, int] | None:
+    """What csrc/cuda's product of few channels needs and makes; None where it does not serve.
 
     The first stage of HSNet's levels, in 16 bits. Windows begin at even columns, so that two
     neighbours of a row are one 4-byte load; so does a pair of outputs at its store.
+
+    Returns:
+        Bytes of scratch memory, and of how many query positions each of its statistics is.
     """
     if x.itemsize != 2 or _cuda_call.why_not_cuda(x, query_weight) is not None:
-        return 0
+        return None
     (outputs, inputs, kernel), planes = query_weight.shape[:3], x[0, 0].is_contiguous()
     few = 1 <= inputs <= 8 and outputs <= 16 and kernel in (3, 5)
     if not few or outputs % 2 or stride % 2 or not planes:
-        return 0
+        return None
     assert _cuda_call.module is not None
-    # 0 where a query position's planes do not fit into shared memory.
-    bytes_needed: int = _cuda_call.module.cuda_center_pivot_scratch(
+    plan: tuple[int, int] = _cuda_call.module.cuda_center_pivot_plan(
         _native_call.view(x), kernel, stride
     )
-    return bytes_needed
+    return plan if plan[0] > 0 else None  # a query position's planes fit into shared memory
 
 
 def _few_channels(
@@ -287,18 +289,19 @@ def _few_channels(
     x: Tensor,
     query_weight: Tensor,
     support_weight: Tensor,
-    bias: Tensor,
+    query_bias: Tensor,
+    support_bias: Tensor,
     stride: int,
     out: Tensor,  # (B, ha, wa, hb / stride, wb / stride, O)
-    statistics: Tensor | None,  # (2, B, ha wa, O), float32
+    statistics: Tensor | None,  # (2, B, ha wa / the plan's query positions, O), float32
 ) -> None:
-    """Into `out`, and means and squared deviations of each query position's results."""
+    """Into `out`, and means and squared deviations of each block's results."""
     assert _cuda_call.module is not None
     view = _native_call.view
     scratch = x.new_empty(scratch_bytes, dtype=torch.uint8)
-    for_query, for_support = query_weight.contiguous(), support_weight.contiguous()
+    arguments = query_weight, support_weight, query_bias, support_bias
     _cuda_call.module.cuda_center_pivot_conv4d(
-        *(view(x), view(for_query), view(for_support), view(bias), stride, view(scratch)),
+        *(view(x), *(view(one.contiguous()) for one in arguments), stride, view(scratch)),
         *(view(out), None if statistics is None else view(statistics), _cuda_call.stream_of(out)),
     )
 
@@ -324,10 +327,11 @@ def _triton_block(
         norm = None
         if norm_weight is not None and norm_bias is not None:
             norm = norm_weight, norm_bias, groups, eps
-        weights = query_weight, support_weight, query_bias + support_bias
+        weights = query_weight, support_weight, query_bias, support_bias
         with _triton_call.on_device_of(out):
-            scratch = _few_channels_scratch(x, query_weight, stride)
-            product = partial(_few_channels, scratch, x, *weights, stride) if scratch else None
+            product = None
+            if (plan := _few_channels_plan(x, query_weight, stride)) is not None:
+                product = partial(_few_channels, plan[0], x, *weights, stride), plan[1]
             _triton_call.kernels("center_pivot_conv4d").forward(
                 last, *weights, stride, out, norm, product
             )

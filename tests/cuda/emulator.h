@@ -189,6 +189,9 @@ T __ldg(const T* from) {
 using std::max;
 using std::memcpy;
 using std::min;
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, int bits) {
+  return static_cast<uint32_t>((uint64_t(high) << 32 | low) >> (bits % 32));
+}
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __uint_as_float(uint32_t bits) {
@@ -277,19 +280,13 @@ inline void load_matrices(uint32_t (&to)[4], const void* row) {
   }
 }
 
-inline void copy_async(void* to, const void* from, bool inside) {
+inline void copy_async(void* to, const void* from, int bytes) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) {
     throw std::runtime_error("emulation: misaligned copy");
   }
-  emulation::block().fiber().copies.back().push_back(
-      [=] { inside ? std::memcpy(to, from, 16) : std::memset(to, 0, 16); });
-}
-inline void copy_pair_async(void* to, const void* from, int bytes) {
-  if (reinterpret_cast<uintptr_t>(to) % 4 || reinterpret_cast<uintptr_t>(from) % 4) {
-    throw std::runtime_error("emulation: misaligned copy");
-  }
+  if (bytes < 0 || bytes > 16) throw std::runtime_error("emulation: a copy of too many bytes");
   emulation::block().fiber().copies.back().push_back([=] {
-    std::memset(to, 0, 4);
+    std::memset(to, 0, 16);
     std::memcpy(to, from, bytes);
   });
 }

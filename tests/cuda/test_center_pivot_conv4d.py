@@ -7,7 +7,7 @@ from torch import Tensor
 from fastfss.ops import _cuda_call
 from fastfss.ops.center_pivot_conv4d import (
     _few_channels,
-    _few_channels_scratch,
+    _few_channels_plan,
     _output,
     center_pivot_conv4d_reference,
 )
@@ -26,19 +26,21 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def inputs(
     device: str, dtype: torch.dtype, shape: tuple[int, ...], outputs: int, kernel: int
 ) -> list[Tensor]:
-    """x (B, I, ha, wa, hb, wb), both weights and the bias."""
+    """x (B, I, ha, wa, hb, wb), both weights and biases."""
     weights = [random(outputs, shape[1], kernel, kernel, seed=seed) for seed in (1, 2)]
-    made = [random(*shape), *weights, random(outputs, seed=3)]
+    made = [random(*shape), *weights, *(random(outputs, seed=seed) for seed in (3, 4))]
     return [one.to(dtype).to(device) for one in made]
 
 
 def convolved(tensors: list[Tensor], stride: int) -> tuple[Tensor, Tensor]:
-    """(B, ha, wa, hb / stride, wb / stride, O), and statistics (2, B, ha wa, O)."""
+    """(B, ha, wa, hb / stride, wb / stride, O), and statistics (2, B, blocks, O)."""
     x, weight = tensors[:2]
-    scratch = _few_channels_scratch(x, weight, stride)
-    assert scratch > 0
+    plan = _few_channels_plan(x, weight, stride)
+    assert plan is not None
+    scratch, together = plan
     out = _output(x, weight, stride)
-    statistics = x.new_empty(2, len(x), out[0, :, :, 0, 0, 0].numel(), out.shape[-1]).float()
+    blocks = -(-out[0, :, :, 0, 0, 0].numel() // together)
+    statistics = x.new_empty(2, len(x), blocks, out.shape[-1]).float()
     _few_channels(scratch, *tensors, stride, out, statistics)
     again = torch.empty_like(out)
     _few_channels(scratch, *tensors, stride, again, None)
@@ -47,10 +49,19 @@ def convolved(tensors: list[Tensor], stride: int) -> tuple[Tensor, Tensor]:
 
 
 def exact(tensors: list[Tensor], stride: int) -> Tensor:
-    x, query_weight, support_weight, bias = double(*tensors)
-    zero = torch.zeros_like(bias)
-    result = center_pivot_conv4d_reference(x, query_weight, bias, support_weight, zero, stride)
+    x, query_weight, support_weight, query_bias, support_bias = double(*tensors)
+    result = center_pivot_conv4d_reference(
+        x, query_weight, query_bias, support_weight, support_bias, stride
+    )
     return result.permute(0, 2, 3, 4, 5, 1)
+
+
+def blocks(tensors: list[Tensor], stride: int) -> list[Tensor]:
+    """(B, rows, O) of each of the blocks that statistics are of."""
+    plan = _few_channels_plan(tensors[0], tensors[1], stride)
+    assert plan is not None
+    results = exact(tensors, stride).flatten(1, 2)
+    return [one.flatten(1, 3) for one in results.split(plan[1], dim=1)]
 
 
 @pytest.mark.parametrize(
@@ -81,10 +92,10 @@ def test_it_equals_the_reference(device, dtype, shape, outputs, kernel, stride):
     result, (means, deviations) = convolved(tensors, stride)
     wanted = exact(tensors, stride)
     assert_close(result.cpu(), wanted.cpu())
-    rows = wanted.flatten(3, 4).flatten(1, 2)
-    assert_close(means.cpu(), rows.mean(dim=2).cpu())
-    apart = (rows - rows.mean(dim=2, keepdim=True)).square().sum(dim=2)
-    assert_close(deviations.cpu(), apart.cpu())
+    for block, rows in enumerate(blocks(tensors, stride)):
+        mean = rows.mean(dim=1, keepdim=True)
+        assert_close(means[:, block].cpu(), mean[:, 0].cpu())
+        assert_close(deviations[:, block].cpu(), (rows - mean).square().sum(dim=1).cpu())
 
 
 @pytest.mark.parametrize("start", [0, 1, 2])
@@ -120,9 +131,9 @@ def test_means_far_from_zero_cost_no_digits(device, dtype):
     tensors = inputs(device, dtype, (1, 3, 2, 2, 14, 14), 4, 3)
     tensors[3] += 100
     _, (_, deviations) = convolved(tensors, 2)
-    rows = exact(tensors, 2).flatten(3, 4).flatten(1, 2)
-    apart = (rows - rows.mean(dim=2, keepdim=True)).square().sum(dim=2)
-    assert_close(deviations.cpu(), apart.cpu(), dtype=torch.float16)
+    for block, rows in enumerate(blocks(tensors, 2)):
+        apart = (rows - rows.mean(dim=1, keepdim=True)).square().sum(dim=1)
+        assert_close(deviations[:, block].cpu(), apart.cpu(), dtype=torch.float16)
 
 
 def test_repeats_to_the_last_bit(device, dtype):
@@ -145,18 +156,18 @@ def test_repeats_to_the_last_bit(device, dtype):
 )
 def test_triton_keeps_the_calls_that_it_does_not_serve(device, shape, outputs, kernel, stride):
     x, weight, *_ = inputs(device, torch.float16, shape, outputs, kernel)
-    assert _few_channels_scratch(x, weight, stride) == 0
+    assert _few_channels_plan(x, weight, stride) is None
 
 
 def test_triton_keeps_float32_and_interleaved_channels(device):
     x, weight, *_ = inputs(device, torch.float16, (1, 3, 2, 2, 6, 6), 16, 3)
-    assert _few_channels_scratch(x, weight, 2) > 0
-    assert _few_channels_scratch(x.float(), weight.float(), 2) == 0
+    assert _few_channels_plan(x, weight, 2) is not None
+    assert _few_channels_plan(x.float(), weight.float(), 2) is None
     last = x.permute(0, 2, 3, 4, 5, 1).contiguous().permute(0, 5, 1, 2, 3, 4)
-    assert _few_channels_scratch(last, weight, 2) == 0
+    assert _few_channels_plan(last, weight, 2) is None
 
 
 def test_without_cuda_kernels_triton_serves(monkeypatch):
     monkeypatch.setattr(_cuda_call, "module", None)
     x, weight, *_ = inputs("cpu", torch.float16, (1, 3, 2, 2, 6, 6), 16, 3)
-    assert _few_channels_scratch(x, weight, 2) == 0
+    assert _few_channels_plan(x, weight, 2) is None

@@ -11,11 +11,11 @@ import torch
 
 from fastfss import create_encoder, create_model
 from fastfss.encoders import Encoder, FeatureInfo, Normalization
-from fastfss.engines import ENCODER_BACKENDS, accelerate, encoder_graphs, encoding
+from fastfss.engines import accelerate, encoder_graphs, encoding
 from fastfss.engines.encoder_graphs import cached_graph, exported, graph_path
 from fastfss.methods import FewShotSegmenter
 
-BACKENDS = ENCODER_BACKENDS[1:]
+BACKENDS = ("onnxruntime", "openvino")
 NAMES = ("one", "two")
 SIZES = [(1, 64, 96), (1, 65, 97), (3, 70, 51)]
 pytestmark = pytest.mark.filterwarnings("ignore:.*random weights.*:UserWarning")

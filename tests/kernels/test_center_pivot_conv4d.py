@@ -14,9 +14,9 @@ from tests.tolerances import assert_close
 def inputs(
     device: str, dtype: torch.dtype, shape: tuple[int, ...], outputs: int, kernel: int
 ) -> list[Tensor]:
-    """x (B, ha, wa, hb, wb, I), both weights and the bias."""
+    """x (B, ha, wa, hb, wb, I), both weights and biases."""
     weights = [random(outputs, shape[-1], kernel, kernel, seed=seed) for seed in (1, 2)]
-    made = [random(*shape), *weights, random(outputs, seed=3)]
+    made = [random(*shape), *weights, *(random(outputs, seed=seed) for seed in (3, 6))]
     return [one.to(dtype).to(device) for one in made]
 
 
@@ -26,17 +26,24 @@ def convolved(
     """(B, O, ha, wa, hb / stride, wb / stride)."""
     from fastfss.kernels import center_pivot_conv4d as kernels
 
-    x, query_weight, support_weight, bias = tensors
+    x, *weights = tensors
     batch, ha, wa, hb, wb, _ = x.shape
-    out = x.new_empty((batch, ha, wa, -(-hb // stride), -(-wb // stride), len(bias)))
-    kernels.forward(x, query_weight, support_weight, bias, stride, out, norm)
+    out = x.new_empty((batch, ha, wa, -(-hb // stride), -(-wb // stride), len(weights[0])))
+    kernels.forward(x, *weights, stride, out, norm)
     return out.permute(0, 5, 1, 2, 3, 4)
 
 
 def exact(tensors: list[Tensor], stride: int) -> Tensor:
-    x, query_weight, support_weight, bias = double(*tensors)
-    maps, zero = x.permute(0, 5, 1, 2, 3, 4), torch.zeros_like(bias)
-    return center_pivot_conv4d_reference(maps, query_weight, bias, support_weight, zero, stride)
+    x, *weights = double(*tensors)
+    return center_pivot_conv4d_reference(
+        x.permute(0, 5, 1, 2, 3, 4), *of_operation(weights), stride
+    )
+
+
+def of_operation(weights: list[Tensor]) -> list[Tensor]:
+    """In the order of the operation's arguments: each weight with its bias."""
+    query_weight, support_weight, query_bias, support_bias = weights
+    return [query_weight, query_bias, support_weight, support_bias]
 
 
 @pytest.mark.parametrize(
@@ -68,9 +75,7 @@ def test_it_equals_the_reference(device, dtype, shape, outputs, kernel, stride):
 def test_channels_in_planes(device, dtype, channels):
     last, *weights = inputs(device, dtype, (2, 2, 3, 5, 4, channels), 8, 3)
     planes = last.permute(0, 5, 1, 2, 3, 4).contiguous()
-    zero = torch.zeros_like(weights[2])
-    arguments = weights[0], weights[2], weights[1], zero
-    result = center_pivot_conv4d(planes, *arguments, stride=2, backend="triton")
+    result = center_pivot_conv4d(planes, *of_operation(weights), stride=2, backend="triton")
     assert_close(result.cpu(), exact([last, *weights], 2))
 
 
@@ -89,24 +94,25 @@ def test_norm_and_relu_equal_pytorchs(device, dtype, groups, channels):
 
 
 def test_norm_of_a_product_made_elsewhere(device):
-    """The statistics of csrc/cuda/center_pivot_conv4d.cu: those of every query position."""
+    """The statistics of csrc/cuda/center_pivot_conv4d.cu: those of some query positions each."""
     from fastfss.kernels import center_pivot_conv4d as kernels
 
     tensors = inputs(device, torch.float32, (2, 3, 5, 6, 5, 3), 8, 3)
     wanted = exact(tensors, 2)
     rows = wanted.permute(0, 2, 3, 4, 5, 1).to(device)  # (B, ha, wa, hc, wc, O)
+    blocks = rows.flatten(1, 2).split(4, dim=1)  # of 15 query positions: 4, 4, 4 and 3
 
     def product(out: Tensor, statistics: Tensor | None) -> None:
         assert statistics is not None
         out.copy_(rows)
-        deviations, means = torch.var_mean(rows.flatten(3, 4).flatten(1, 2), dim=2, correction=0)
-        statistics[0], statistics[1] = means, deviations * rows[0, 0, 0, :, :, 0].numel()
+        for number, block in enumerate(blocks):
+            deviations, means = torch.var_mean(block.flatten(1, 3), dim=1, correction=0)
+            statistics[0, :, number] = means
+            statistics[1, :, number] = deviations * block[0, ..., 0].numel()
 
     weight, bias = random(8, seed=4).to(device), random(8, seed=5).to(device)
     out = torch.empty_like(rows, dtype=torch.float32)
-    x, query_weight, support_weight, convolution_bias = tensors
-    weights = query_weight, support_weight, convolution_bias
-    kernels.forward(x, *weights, 2, out, (weight, bias, 4, 1e-5), product)
+    kernels.forward(*tensors, 2, out, (weight, bias, 4, 1e-5), (product, 4))
     normed = F.relu(F.group_norm(wanted, 4, *double(weight, bias), eps=1e-5))
     assert_close(out.permute(0, 5, 1, 2, 3, 4).cpu(), normed.cpu())
 
@@ -118,11 +124,11 @@ def test_repeats_to_the_last_bit(device, dtype):
 
 
 def test_the_operations_hand_their_calls_to_it(device, dtype):
-    x, query_weight, support_weight, bias = inputs(device, dtype, (2, 2, 3, 4, 3, 3), 8, 3)
-    maps = x.permute(0, 5, 1, 2, 3, 4)
-    weights = query_weight, bias, support_weight, torch.zeros_like(bias)
+    tensors = inputs(device, dtype, (2, 2, 3, 4, 3, 3), 8, 3)
+    maps, weights = tensors[0].permute(0, 5, 1, 2, 3, 4), of_operation(tensors[1:])
     result = center_pivot_conv4d(maps, *weights, stride=2, backend="triton")
-    assert_close(result.cpu(), exact([x, query_weight, support_weight, bias], 2))
+    assert_close(result.cpu(), exact(tensors, 2))
+    bias = tensors[3]
     normed = center_pivot_block(maps, *weights, bias, bias, stride=2, groups=2, backend="triton")
     wanted = F.relu(F.group_norm(result.double(), 2, bias.double(), bias.double()))
     assert (normed.double() - wanted).abs().max() < 20 * torch.finfo(dtype).eps

@@ -107,7 +107,7 @@ def pivot(dtype: torch.dtype, layout: str) -> None:
         weight = x.new_empty(outputs, shape[-1], kernel, kernel)
         out = x.new_empty(1, 50, 50, -(-shape[3] // stride), -(-shape[4] // stride), outputs)
         bias = norm[:outputs]
-        kernels.forward(x, weight, weight, bias, stride, out, (bias, bias, 4, 1e-5))
+        kernels.forward(x, weight, weight, bias, bias, stride, out, (bias, bias, 4, 1e-5))
 
 
 def inference(dtype: torch.dtype, layout: str) -> None:

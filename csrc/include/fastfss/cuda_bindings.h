@@ -52,14 +52,18 @@ inline void bind(pybind11::module_& module) {
         dense_correlation(call, reinterpret_cast<Stream>(stream));
       },
       py::call_guard<py::gil_scoped_release>());
-  module.def("cuda_center_pivot_scratch", &center_pivot_scratch);
+  module.def("cuda_center_pivot_plan", [](const TensorView& x, int kernel, int stride) {
+    const CenterPivotPlan plan = center_pivot_plan(x, kernel, stride);
+    return std::pair(plan.scratch, plan.together);
+  });
   module.def(
       "cuda_center_pivot_conv4d",
       [none](const TensorView& x, const TensorView& query_weight, const TensorView& support_weight,
-             const TensorView& bias, int stride, const TensorView& scratch, const TensorView& out,
+             const TensorView& query_bias, const TensorView& support_bias, int stride,
+             const TensorView& scratch, const TensorView& out,
              const std::optional<TensorView>& statistics, uintptr_t stream) {
-        center_pivot_conv4d({x, query_weight, support_weight, bias, stride, scratch, out,
-                             statistics.value_or(none)},
+        center_pivot_conv4d({x, query_weight, support_weight, query_bias, support_bias, stride,
+                             scratch, out, statistics.value_or(none)},
                             reinterpret_cast<Stream>(stream));
       },
       py::call_guard<py::gil_scoped_release>());

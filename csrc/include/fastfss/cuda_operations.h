@@ -59,16 +59,21 @@ struct CenterPivotConv4d {
   TensorView x;               // [B, I, ha, wa, hb, wb], float16 or bfloat16, [ha, wa, hb, wb] dense
   TensorView query_weight;    // [O, I, k, k], contiguous, of x's dtype
   TensorView support_weight;  // [O, I, k, k]
-  TensorView bias;            // [O]
+  TensorView query_bias;      // [O]
+  TensorView support_bias;    // [O]
   int stride;                 // over the support
-  TensorView scratch;         // center_pivot_scratch bytes
+  TensorView scratch;         // CenterPivotPlan::scratch bytes
   TensorView out;             // [B, ha, wa, ceil(hb / stride), ceil(wb / stride), O], contiguous
-  // [2, B, ha wa, O] float32, or no data: mean of a query position's results, and their squared
-  // deviations from it.
+  // [2, B, blocks, O] float32, or no data: the mean of a block's results, and their squared
+  // deviations from it. A block is CenterPivotPlan::together query positions, the last one fewer.
   TensorView statistics;
 };
-// 0 where shared memory does not hold what a block needs.
-int64_t center_pivot_scratch(const TensorView& x, int kernel, int stride);
+// Zeros where shared memory does not hold what a block needs.
+struct CenterPivotPlan {
+  int64_t scratch;
+  int together;
+};
+CenterPivotPlan center_pivot_plan(const TensorView& x, int kernel, int stride);
 void center_pivot_conv4d(const CenterPivotConv4d& call, Stream stream);
 
 }  // namespace fastfss::cuda

@@ -40,15 +40,9 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row
                : "memory");
 }
 
-// 16 bytes into shared memory, past the L1; zeros instead where `inside` is false.
-__device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
+// 16 bytes into shared memory, past the L1, of which `bytes` are read and the others are zeros.
+__device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(inside ? 16 : 0)
-               : "memory");
-}
-// 4 bytes, or 2 and zeros behind them.
-__device__ __forceinline__ void copy_pair_async(void* to, const void* from, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(bytes)
                : "memory");
 }
