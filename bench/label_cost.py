@@ -12,7 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 
 import fastfss
 from fastfss import Task
+from fastfss.allocation import keep_freed_memory
 from fastfss.cli.label_formats import ShardFiles
 from fastfss.cli.label_images import LabelImage, find_label_images
 from fastfss.engines import accelerate
@@ -46,6 +47,24 @@ def measured(
     return times[1] - times[0], times[2] - times[1], times[3] - times[2]
 
 
+def fitted(
+    ways: Sequence[int], costs: Mapping[str, Sequence[float]]
+) -> tuple[dict[str, float], float]:
+    """The a of each backend and their b, which no encoder changes: the least relative errors."""
+    seconds = np.array([costs[backend] for backend in costs])
+    # A column for each backend's a, and one for b.
+    rows = np.concatenate(
+        [
+            np.eye(len(costs)).repeat(len(ways), axis=0),
+            np.tile(np.array(ways, dtype=float), len(costs))[:, None],
+        ],
+        axis=1,
+    )
+    flat = seconds.reshape(-1)
+    *starts, slope = np.linalg.lstsq(rows / flat[:, None], np.ones_like(flat), rcond=None)[0]
+    return dict(zip(costs, starts, strict=True)), float(slope)
+
+
 def main() -> None:
     """Print a line for each number of ways, then the fit."""
     parser = argparse.ArgumentParser(
@@ -61,6 +80,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=9, help="images a measurement")
     chosen = parser.parse_args()
 
+    keep_freed_memory()  # as the command does
     torch.set_num_threads(1)
     plain = fastfss.create_model(chosen.method, size=chosen.size).for_inference()
     task = plain.fit([tuple(chosen.support)])
@@ -84,10 +104,10 @@ def main() -> None:
                 f"(read {read:.4f}, predict {predict:.4f}, write {write:.4f})",
                 flush=True,
             )
-    for backend, seconds in costs.items() if len(chosen.ways) > 1 else ():
-        # The smallest relative errors.
-        slope, start = np.polyfit(chosen.ways, seconds, 1, w=1 / np.array(seconds))
-        print(f"{backend}: a = {start:.4f} s an image, b = {slope:.4f} s an image and class")
+    if len(chosen.ways) > 1:
+        starts, slope = fitted(chosen.ways, costs)
+        for backend, start in starts.items():
+            print(f"{backend}: a = {start:.4f} s an image, b = {slope:.4f} s an image and class")
 
 
 if __name__ == "__main__":
