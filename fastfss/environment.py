@@ -18,7 +18,7 @@ import torch
 import fastfss
 from fastfss.ops import _native_call, _triton_call
 
-# What a bug report needs, by import name: the distributions that may provide it.
+# What a bug report needs: the distributions that may provide it.
 PACKAGES = {
     "torch": ("torch",),
     "torchvision": ("torchvision",),
@@ -28,8 +28,9 @@ PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx"),
 }
-ENGINES = ("onnxruntime", "openvino", "tensorrt")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 # The flags of /proc/cpuinfo that decide how fast the operations are.
 CPU_FLAGS = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni"),
@@ -332,8 +333,9 @@ def _engine_backend(name: str, version: str | None) -> Backend:
     if version is None:
         extra = "onnx" if name == "onnxruntime" else name
         return Backend(name, False, f'not installed: pip install "fastfss[{extra}]"')
-    if name == "tensorrt" and not torch.cuda.is_available():
-        return Backend(name, False, f"{version} is installed; torch sees no GPU")
+    if name.startswith("tensorrt") and not torch.cuda.is_available():
+        ahead = ", so that it only builds" if name == "tensorrt-rtx" else ""
+        return Backend(name, False, f"{version} is installed; torch sees no GPU{ahead}")
     return Backend(name, True, f"{version}, for what `fastfss export` writes")
 
 

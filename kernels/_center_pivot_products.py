@@ -3,7 +3,8 @@
 Many channels (`_convolve`): a program takes neighbouring query positions at one support position.
 All of its rows then see the same taps over the support, so that those beside the grid are not
 computed (five of nine where two by two positions are left), and a step is one tap's channels, read
-16 bytes at a time.
+16 bytes at a time; of 16 channels several taps', since a step of 16 takes hardly less time than one
+of 64.
 
 Few channels (`_gather`): a level's own correlations, three to six of them. A step takes several
 taps, and the channels of a tap share its place and its mask. They are read where the correlation
@@ -67,8 +68,11 @@ def _convolve(
     support_positions = support_height * support_width
 
     REACH: tl.constexpr = KERNEL // 2
-    STEPS: tl.constexpr = INPUTS // DEPTH
+    # Steps of a tap, or taps of a step.
+    STEPS: tl.constexpr = (INPUTS + DEPTH - 1) // DEPTH
+    TAPS: tl.constexpr = (DEPTH + INPUTS - 1) // INPUTS
     depth = tl.arange(0, DEPTH)
+    of_step = depth // INPUTS
     # Within an item, which has fewer than 2^31 elements, offsets are 32 bits wide.
     x += b * queries * support_positions * INPUTS
     rows = x + query[:, None] * (support_positions * INPUTS) + depth[None, :]
@@ -78,34 +82,53 @@ def _convolve(
     top, left = tl.maximum(support_row - REACH, 0), tl.maximum(support_column - REACH, 0)
     height = tl.minimum(support_row + REACH + 1, support_height) - top
     width = tl.minimum(support_column + REACH + 1, support_width) - left
-    for step in tl.range(0, height * width * STEPS):
-        tap, channel = step // STEPS, step % STEPS * DEPTH
-        y, z = top + tap // width, left + tap % width
-        a = tl.load(
-            rows + ((y * support_width + z) * INPUTS + channel), mask=inside[:, None], other=0.0
-        )
+    runs = tl.cdiv(width, TAPS)
+    for step in tl.range(0, height * runs * STEPS):
+        run, channel = step // STEPS, step % STEPS * DEPTH
+        across = run % runs * TAPS
+        y, z = top + run // runs, left + across
+        here, of_row = inside[:, None], used[None, :]
+        if TAPS > 1:  # the channels of neighbouring taps of a row follow each other
+            here = here & (of_step < width - across)[None, :]
+            of_row = of_row & (of_step < width - across)[:, None]
+        a = tl.load(rows + ((y * support_width + z) * INPUTS + channel), mask=here, other=0.0)
         window = (y - support_row + REACH) * KERNEL + z - support_column + REACH
         w = tl.load(
-            support_weights + (window * INPUTS + channel) * OUTPUTS + weight,
-            mask=used[None, :],
-            other=0.0,
+            support_weights + (window * INPUTS + channel) * OUTPUTS + weight, mask=of_row, other=0.0
         )
         sums = tl.dot(a, w, sums, input_precision=PRECISION)
 
-    here = (support_row * support_width + support_column) * INPUTS
-    for step in tl.range(0, KERNEL * KERNEL * STEPS):
-        tap, channel = step // STEPS, step % STEPS * DEPTH
-        down, right = tap // KERNEL - REACH, tap % KERNEL - REACH
-        y, z = query_row + down, query_column + right
-        there = inside & (y >= 0) & (y < query_height) & (z >= 0) & (z < query_width)
-        away = (down * query_width + right) * support_positions * INPUTS
-        a = tl.load(rows + (away + here + channel), mask=there[:, None], other=0.0)
-        w = tl.load(
-            query_weights + (tap * INPUTS + channel) * OUTPUTS + weight,
-            mask=used[None, :],
-            other=0.0,
-        )
-        sums = tl.dot(a, w, sums, input_precision=PRECISION)
+    middle = (support_row * support_width + support_column) * INPUTS
+    if TAPS == 1:
+        for step in tl.range(0, KERNEL * KERNEL * STEPS):
+            tap, channel = step // STEPS, step % STEPS * DEPTH
+            down, right = tap // KERNEL - REACH, tap % KERNEL - REACH
+            y, z = query_row + down, query_column + right
+            there = inside & (y >= 0) & (y < query_height) & (z >= 0) & (z < query_width)
+            away = (down * query_width + right) * support_positions * INPUTS
+            a = tl.load(rows + (away + middle + channel), mask=there[:, None], other=0.0)
+            w = tl.load(
+                query_weights + (tap * INPUTS + channel) * OUTPUTS + weight,
+                mask=used[None, :],
+                other=0.0,
+            )
+            sums = tl.dot(a, w, sums, input_precision=PRECISION)
+    else:
+        starts = x + query * (support_positions * INPUTS) + middle
+        for first in tl.range(0, KERNEL * KERNEL, TAPS):
+            tap = first + of_step
+            down, right = tap // KERNEL - REACH, tap % KERNEL - REACH
+            y, z = query_row[:, None] + down[None, :], query_column[:, None] + right[None, :]
+            there = (y >= 0) & (y < query_height) & (z >= 0) & (z < query_width)
+            there = there & inside[:, None] & (tap < KERNEL * KERNEL)[None, :]
+            away = (down * query_width + right) * support_positions * INPUTS + depth % INPUTS
+            a = tl.load(starts[:, None] + away[None, :], mask=there, other=0.0)
+            w = tl.load(
+                query_weights + first * INPUTS * OUTPUTS + weight,
+                mask=(tap < KERNEL * KERNEL)[:, None] & used[None, :],
+                other=0.0,
+            )
+            sums = tl.dot(a, w, sums, input_precision=PRECISION)
 
     bias = tl.load(query_bias + column, mask=used, other=0.0).to(tl.float32)
     bias += tl.load(support_bias + column, mask=used, other=0.0).to(tl.float32)
@@ -297,6 +320,8 @@ def convolve(
         )
         return
     depth = min(config.depth, inputs & -inputs)
+    if depth == inputs:
+        depth = config.depth  # of several taps
     # Shallower steps take as many bytes ahead.
     stages = min(6, config.stages * config.depth // depth)
     _convolve[grid](

@@ -224,7 +224,8 @@ def test_triton_is_on_where_the_gpu_fits(monkeypatch, reason):
 
 def test_every_backend_that_is_off_has_a_reason():
     backends = {backend.name: backend for backend in environment().backends}
-    assert set(backends) == {"native", "cuda", "triton", "onnxruntime", "openvino", "tensorrt"}
+    engines = {"onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"}
+    assert set(backends) == {"native", "cuda", "triton", *engines}
     assert all(backend.detail for backend in backends.values())
 
 
@@ -235,6 +236,14 @@ def test_every_backend_that_is_off_has_a_reason():
         ("openvino", "2026.1", False, True, "2026.1, for what `fastfss export` writes"),
         ("tensorrt", "10.9", False, False, "10.9 is installed; torch sees no GPU"),
         ("tensorrt", "10.9", True, True, "10.9, for what `fastfss export` writes"),
+        ("tensorrt-rtx", None, True, False, 'not installed: pip install "fastfss[tensorrt-rtx]"'),
+        (
+            "tensorrt-rtx",
+            "1.7",
+            False,
+            False,
+            "1.7 is installed; torch sees no GPU, so that it only builds",
+        ),
     ],
 )
 def test_engines(monkeypatch, name, version, gpu, on, detail):

@@ -32,7 +32,7 @@ HEAVY = {
     *("timm", "typer", "rich", "triton", "pycocotools", "skimage", "scipy", "tensorboard", "cv2"),
     *("open_clip", "matplotlib"),
     *("fastapi", "starlette", "uvicorn", "websockets", "pydantic"),
-    *("onnx", "onnxruntime", "openvino", "tensorrt"),
+    *("onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings"),
     *("pyarrow", "ray"),
 }
 IMPORT_ALL_BUT_PROGRAMS_AND_KERNELS = """

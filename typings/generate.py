@@ -1,7 +1,9 @@
 """Types of TensorRT's Python bindings, which carry none, from lists of their signatures.
 
 tensorrt_api_10.json and tensorrt_api_11.json hold the signatures as the bindings of 10.16 and 11.4
-print them; this writes them as tensorrt_10/tensorrt/__init__.pyi and tensorrt_11/...:
+print them, tensorrt_api_rtx.json those of TensorRT for RTX (typings/read_bindings.py); this writes
+them as tensorrt_10/tensorrt/__init__.pyi, tensorrt_11/... and
+tensorrt_rtx/tensorrt_rtx_bindings/...:
 
     python typings/generate.py
 """
@@ -14,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-VERSIONS = ("10", "11")
+# Version -> module.
+VERSIONS = {"10": "tensorrt", "11": "tensorrt", "rtx": "tensorrt_rtx_bindings"}
 
 # What the bindings call by names of C++ or of typing.
 RENAMED = {
@@ -27,18 +30,22 @@ RENAMED = {
     "nvonnxparser::OnnxParserFlag": "OnnxParserFlag",
     "nvonnxparser::IParserError": "ParserError",
     "nvinfer1::EngineCapability": "EngineCapability",
+    "nvinfer1::IRuntimeCache": "IRuntimeCache",
 }
 # The bindings do not tell the types of attributes: of those that we use, they are these.
 ATTRIBUTES = {
     **dict.fromkeys(("num_errors", "num_io_tensors", "num_inputs", "num_outputs", "nbytes"), "int"),
     **dict.fromkeys(("max_aux_streams", "builder_optimization_level"), "int"),
     **dict.fromkeys(("device_memory_size_v2", "num_optimization_profiles"), "int"),
+    "num_compute_capabilities": "int",
     **dict.fromkeys(("refittable", "debug_sync"), "bool"),
     "name": "str",
     "min_severity": "ILogger.Severity",
     "progress_monitor": "IProgressMonitor | None",
     "profiling_verbosity": "ProfilingVerbosity",
     "hardware_compatibility_level": "HardwareCompatibilityLevel",
+    "cuda_graph_strategy": "CudaGraphStrategy",
+    "dynamic_shapes_kernel_specialization_strategy": "DynamicShapesKernelSpecializationStrategy",
 }
 BUILTIN = {
     *("int", "float", "bool", "str", "bytes", "memoryview", "object", "None", "list", "tuple"),
@@ -52,7 +59,7 @@ SEVERITY = [
     *(f"        {name}: ILogger.Severity" for name in SEVERITIES),
     "        def __int__(self) -> int: ...",
 ]
-HEAD = '''"""TensorRT {version}; made by typings/generate.py from tensorrt_api_{major}.json."""
+HEAD = '''"""{title} {version}; made by typings/generate.py from tensorrt_api_{major}.json."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
@@ -73,10 +80,12 @@ def stub(api: Mapping[str, object], major: str) -> str:
     classes, enums, functions = api["classes"], api["enums"], api["functions"]
     assert isinstance(classes, dict) and isinstance(enums, dict) and isinstance(functions, dict)
     known = BUILTIN | classes.keys() | enums.keys() | {"ILogger.Severity"}
-    parts = [HEAD.format(version=api["version"], major=major)]
+    title = "TensorRT for RTX" if major == "rtx" else "TensorRT"
+    parts = [HEAD.format(title=title, version=api["version"], major=major)]
     for name, members in enums.items():
         lines = [f"class {name}:", "    name: str", "    value: int"]
         lines += [f"    {member}: {name}" for member in members]
+        lines.append(f"    __members__: dict[str, {name}]")
         parts.append("\n".join([*lines, "    def __int__(self) -> int: ..."]))
     for name, members in classes.items():
         if name != "Dims":
@@ -168,9 +177,9 @@ def typed(kind: str, known: set[str]) -> str:
 
 def main() -> None:
     """Write the stubs of all versions."""
-    for major in VERSIONS:
+    for major, module in VERSIONS.items():
         api = json.loads((HERE / f"tensorrt_api_{major}.json").read_text())
-        folder = HERE / f"tensorrt_{major}" / "tensorrt"
+        folder = HERE / f"tensorrt_{major}" / module
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "__init__.pyi").write_text(stub(api, major))
 

@@ -12,10 +12,10 @@
 // The depth of a product can have any order, and has one in which operands are read as they lie:
 // over the support (four channels, dy, two dx), over the query (dy, dx, four channels).
 //
-// HSNet's first level (four channels, 50 x 50 by 50 x 50, 13 x 13 left) takes 50 MB an item, 12 us
-// of an H200, in and 14 MB out. A query position is 22 tiles of 8 windows: 330 products, 968
-// shared-memory cycles, and 1300 instructions around them, of which one block in two keeps the
-// tensor cores waiting for the other.
+// HSNet's first level at batch 8 (four channels, 50 x 50 by 50 x 50, 13 x 13 left) is 400 MB in and
+// 108 MB out, 125 us of an H200, and takes 305: 50 for the first kernel. A query position is 22
+// tiles of 8 windows, 330 products; what a warp does around its share of them, some 600
+// instructions of which a third copies, holds it up.
 #include "fastfss/cuda/center_pivot.cuh"
 #include "fastfss/cuda/mma.cuh"
 
@@ -85,16 +85,18 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
   const int row_bytes = 2 * s.support_width, plane_bytes = row_bytes * s.support_height;
   const char* x_bytes = reinterpret_cast<const char*>(x + blockIdx.z * s.item);
   pruned += first_query * s.vector;
+  out += (first_query + begin) * s.positions * s.outputs + lane / 4 * 2;
 
   // ---- copies
 
-  // Planes are copied from the 16 bytes in which they begin to those in which they end, behind
-  // which 16 bytes may be another one's. Lane 0 of warp c copies the first and the last of channel
-  // c.
+  // Planes are copied from the 16 bytes in which they begin on. Warp c copies the first and the
+  // last of channel c, or c - kWarpsHere, and clears what an earlier plane may have had behind
+  // them.
   const auto planes_of = [&](int query) { return shared + (query & 1) * s.planes + s.border; };
   const auto fetch_planes = [&](int query) {
     const char* plane = x_bytes + int64_t(query) * plane_bytes;
     char* of_channel = planes_of(query);
+#pragma unroll 1
     for (int channel = 0; channel < s.inputs; ++channel) {
       const int before = reinterpret_cast<uintptr_t>(plane) % 16, all = plane_bytes + before;
       const int first = (threadIdx.x + kThreadsHere - channel % kWarpsHere * 32) % kThreadsHere;
@@ -102,18 +104,25 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
       char *to = of_channel + 16 * first, *last = of_channel + all / 16 * 16;
 #pragma unroll 1
       for (; to < last; to += 16 * kThreadsHere, from += 16 * kThreadsHere) {
-        copy_async(to, from, 16);
+        copy_async(to, from);
       }
-      if (first == 0) {
-        const bool whole = all % 16 == 0;
-        copy_async(last, whole ? plane - before : plane - before + all / 16 * 16, all % 16);
-        if (last + 16 < of_channel + s.copied) copy_async(last + 16, plane - before, 0);
+      if (first < 4) {
+        const int rest = all % 16 - 4 * first;
+        uint32_t* word = reinterpret_cast<uint32_t*>(last) + first;
+        const char* end_of_plane = plane + plane_bytes;
+        if (rest >= 4) {
+          copy_word_async(word, end_of_plane - rest);
+        } else {
+          *word = rest == 2 ? *reinterpret_cast<const uint16_t*>(end_of_plane - 2) : 0;
+        }
+        if (last + 16 < of_channel + s.copied) word[4] = 0;
       }
       plane += 2 * s.channel, of_channel += s.plane;
     }
   };
-  // Takes away what the first 16 bytes hold of the plane before; by the thread that copied them.
+  // Takes away what the first 16 bytes hold of the plane before; by the warp that copied them.
   const auto clear_before = [&](int query) {
+    __syncwarp();
     if (lane > 0) return;
 #pragma unroll 1
     for (int channel = warp; channel < s.inputs; channel += kWarpsHere) {
@@ -138,7 +147,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
       char* to = ring + (down * D::kColumns + slot) * s.vector;
 #pragma unroll 1
       for (int e = 16 * lane; e < vector_bytes; e += 512) {
-        copy_async(to + e, from + e, inside ? 16 : 0);
+        copy_async(to + e, from + e, inside);
       }
     }
   };
@@ -199,8 +208,8 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
   // Sums of this lane's results, and of their squares, less its first ones.
   float origin[2] = {}, sums[2] = {}, squares[2] = {};
 
-  int query_row = begin / s.query_width, query_column = begin % s.query_width;
   for (int query = begin; query < end; ++query) {
+    const int query_row = query / s.query_width, query_column = query % s.query_width;
     wait_for_copies<0>();
     clear_before(query);
     __syncthreads();  // this position's planes are there, and nobody reads the last one's
@@ -219,7 +228,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
     commit_copies();
 
     const int* of_taps = taps + query_column % D::kColumns * (4 * D::kOverQuery) + quarter;
-    T* to = out + (first_query + query) * s.positions * s.outputs + output;
+#pragma unroll 1
     for (int first = warp * 8; first < s.positions; first += Tiles * kWarpsHere * 8) {
       Place place[Tiles];
       const char* of_ring[Tiles];
@@ -288,7 +297,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
       // Columns of a product are positions, 2 quarter and the next in each lane.
       if (query == begin && first == warp * 8)
         origin[0] = products[0][0], origin[1] = products[0][2];
-      T* to_first = to + (first + 2 * quarter) * s.outputs;
+      T* to_first = out + (first + 2 * quarter) * s.outputs;
 #pragma unroll
       for (int i = 0; i < Tiles; ++i) {
 #pragma unroll
@@ -307,7 +316,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps<G>, kResident<G>)
         }
       }
     }
-    if (++query_column == s.query_width) query_column = 0, ++query_row;
+    out += s.positions * s.outputs;
   }
   if (statistics == nullptr) return;
 

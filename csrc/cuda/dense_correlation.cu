@@ -130,7 +130,7 @@ __device__ __forceinline__ void fetch(char* to, const Operand& operand, const T*
     const int position = begin + row, c = depth + chunk * 8;
     const bool inside = position < operand.positions && c < channels;
     copy_async(to + place(row, chunk),
-               rows + (inside ? int64_t(position) * operand.row_stride + c : 0), inside ? 16 : 0);
+               rows + (inside ? int64_t(position) * operand.row_stride + c : 0), inside);
   }
 }
 

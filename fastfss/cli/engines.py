@@ -37,6 +37,7 @@ def make_engines_app() -> typer.Typer:
     )
     app.command("verify")(verify_command)
     app.command("show")(show)
+    app.command("build")(build)
     return app
 
 
@@ -113,6 +114,30 @@ def verify_command(
         typer.echo(json.dumps(report, indent=1))
     if not all(one.passed for results in found.values() for one in results):
         raise typer.Exit(_FAILED)
+
+
+def build(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR ...", help="Of fastfss export.")],
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="8.9",
+            help="Of the GPUs that will run it, a plan each; repeatable. Else one for all of them.",
+        ),
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Build the plans of TensorRT for RTX ahead, on any machine: no GPU is needed.
+
+    They lie in the folder. A GPU that loads one compiles its kernels then, and keeps them there.
+
+    Example: fastfss engines build engine --capability 8.9
+    """
+    from fastfss.engines.tensorrt import build_ahead
+
+    for folder in folders:
+        for one in build_ahead(folder, capabilities=capability or ()):
+            typer.echo(f"{folder}: {one}")
 
 
 def machine() -> dict[str, str]:

@@ -24,7 +24,7 @@ TRIALS = "trials.json"
 MOST_COST = 0.5  # points of mIoU that a precision may cost to be chosen without being named
 _ROUNDS = 3
 _WORTH_MIXING = 0.9
-LIBRARIES = ("torch", "onnxruntime", "openvino", "tensorrt")
+LIBRARIES = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_cu13_bindings")
 
 
 @dataclass

@@ -270,7 +270,11 @@ def to_onnx(
                 verbose=False,
             )
     except (UserError, GuardOnDataDependentSymNode, torch.onnx.OnnxExporterError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        # The exporter's own says how to report it to PyTorch; what it met is below.
+        met: BaseException = error
+        while isinstance(met, torch.onnx.OnnxExporterError) and met.__cause__ is not None:
+            met = met.__cause__
+        reason = next((line for line in str(met).splitlines() if line.strip()), "")
         raise NotImplementedError(
             f"no {type(module).__name__} of this method: its shapes or its course depend on values "
             f"({reason})"

@@ -23,6 +23,7 @@ BACKENDS: dict[str, tuple[str, str]] = {
     "onnxruntime": ("fastfss.engines.onnx_runtime", "OnnxRuntimeEngine"),
     "openvino": ("fastfss.engines.openvino_runtime", "OpenVinoEngine"),
     "tensorrt": ("fastfss.engines.tensorrt.engine", "TensorRTEngine"),
+    "tensorrt-rtx": ("fastfss.engines.tensorrt.engine", "TensorRTForRTXEngine"),
 }
 
 

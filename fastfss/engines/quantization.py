@@ -56,7 +56,12 @@ def quantized(model: onnx.ModelProto, images: Sequence[Tensor]) -> onnx.ModelPro
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[first],
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                # TensorRT's parser dequantises 8 bits at most, and biases would have 32.
+                "QuantizeBias": False,
+            },
         )
         found: onnx.ModelProto = onnx.load(str(path))
     return found

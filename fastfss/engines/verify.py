@@ -135,11 +135,17 @@ def verify_method(
 
     torch.manual_seed(0)
     model = create_model(method)
-    side = (model.size if isinstance(model.size, int) else model.default_size) or _USUAL_SIZE
+    side = usual_size(model)
     options = NAMED_MODELS[method].options if method in NAMED_MODELS else {}
     settings = ExportSettings(size or (side, side), precision=precision, options=options)
     export_engine(model, folder, settings, report=lambda _: None)
     return verify(folder, device=device, backends=backends)
+
+
+def usual_size(model: FewShotSegmenter) -> int:
+    """The side of a model's images: its own, the published one, or where there is none 473."""
+    own = model.size if isinstance(model.size, int) else model.default_size
+    return own or _USUAL_SIZE
 
 
 def settings_of(manifest: Manifest) -> ExportSettings:

@@ -299,9 +299,10 @@ def _few_channels(
     assert _cuda_call.module is not None
     view = _native_call.view
     scratch = x.new_empty(scratch_bytes, dtype=torch.uint8)
-    arguments = query_weight, support_weight, query_bias, support_bias
+    # Held until the call: a view does not keep what it views.
+    held = [one.contiguous() for one in (query_weight, support_weight, query_bias, support_bias)]
     _cuda_call.module.cuda_center_pivot_conv4d(
-        *(view(x), *(view(one.contiguous()) for one in arguments), stride, view(scratch)),
+        *(view(x), *(view(one) for one in held), stride, view(scratch)),
         *(view(out), None if statistics is None else view(statistics), _cuda_call.stream_of(out)),
     )
 

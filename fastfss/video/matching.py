@@ -133,12 +133,13 @@ class _Encoding(Generic[_Model]):
         if self.model.frame != "aspect" or self.size is None:
             return self.model.encode(self.model.prepare(image))
         height, width = inner_size((image.shape[1], image.shape[2]), self.size)
-        images = image[None].to(self.model.device)
+        images = image[None]
         if (height, width) != images.shape[-2:]:
-            # In uint8, which takes a quarter of the time of float and rounds like a camera.
-            images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+            # In uint8, which takes a quarter of the time of float and rounds like a camera; on the
+            # CPU, since PyTorch has no kernel for it on a GPU.
+            images = F.interpolate(images.cpu(), (height, width), mode="bilinear", antialias=True)
         dtype = next(self.model.encoder.parameters()).dtype
-        floats = images.to(torch.float32).div_(255)
+        floats = images.to(self.model.device).to(torch.float32).div_(255)
         prepared = self.model.encoder.normalization.apply(floats).to(dtype)
         return self.model.encode(prepared.contiguous(memory_format=torch.channels_last))
 

@@ -234,3 +234,30 @@ def test_sizes_are_read() -> None:
             image_size(text, None)
     with pytest.raises(typer.BadParameter, match="has no size"):
         image_size(None, None)
+
+
+def test_build_makes_plans_without_a_gpu(files: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    plans = files / "engine" / "tensorrt-rtx"
+    done = run("engines", "build", files / "engine")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(" for ")[0] for line in lines] == [
+        f"{files / 'engine'}: encode",
+        f"{files / 'engine'}: match",
+    ]
+    assert all("for 8.0 and later: " in line for line in lines)
+    assert len(list(plans.glob("*.plan"))) == 2
+    done = run("engines", "build", files / "engine", "--capability", "8.9", "--capability", "12.0")
+    assert done.returncode == 0, done.stderr
+    assert len(list(plans.glob("*.plan"))) == 6
+
+
+def test_build_refuses_a_gpu_that_the_library_does_not_know(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    assert run_here("engines", "build", files / "engine", "--capability", "9.0") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "capability: expected one of 8.0, 8.6, 8.9, 12.0, 12.1, got 9.0" in said
+    assert run_here("engines", "build", files / "photos") == 2

@@ -22,7 +22,7 @@ def test_text_begins_with_the_version_and_says_what_each_backend_is():
     lines = fastfss_env().splitlines()
     assert lines[0].startswith("fastfss:")
     assert fastfss.__version__ in lines[0]
-    for name in ("native", "cuda", "triton", "onnxruntime", "openvino", "tensorrt"):
+    for name in ("native", "cuda", "triton", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"):
         (line,) = [line for line in lines if line.startswith(f"backend {name}:")]
         assert line.split(":")[1].strip() in ("on", "off")
 

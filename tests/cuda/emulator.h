@@ -280,15 +280,18 @@ inline void load_matrices(uint32_t (&to)[4], const void* row) {
   }
 }
 
-inline void copy_async(void* to, const void* from, int bytes) {
+inline void copy_async(void* to, const void* from, bool inside = true) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) {
     throw std::runtime_error("emulation: misaligned copy");
   }
-  if (bytes < 0 || bytes > 16) throw std::runtime_error("emulation: a copy of too many bytes");
-  emulation::block().fiber().copies.back().push_back([=] {
-    std::memset(to, 0, 16);
-    std::memcpy(to, from, bytes);
-  });
+  emulation::block().fiber().copies.back().push_back(
+      [=] { inside ? std::memcpy(to, from, 16) : std::memset(to, 0, 16); });
+}
+inline void copy_word_async(void* to, const void* from) {
+  if (reinterpret_cast<uintptr_t>(to) % 4 || reinterpret_cast<uintptr_t>(from) % 4) {
+    throw std::runtime_error("emulation: misaligned copy");
+  }
+  emulation::block().fiber().copies.back().push_back([=] { std::memcpy(to, from, 4); });
 }
 inline void commit_copies() { emulation::block().fiber().copies.emplace_back(); }
 

@@ -136,6 +136,27 @@ def test_means_far_from_zero_cost_no_digits(device, dtype):
         assert_close(deviations[:, block].cpu(), apart.cpu(), dtype=torch.float16)
 
 
+def test_weights_in_any_layout(device, dtype):
+    """They are copied into one layout, and the copies outlast the call."""
+    tensors = inputs(device, dtype, (1, 3, 2, 3, 6, 8), 16, 5)
+    apart = [one.contiguous(memory_format=torch.channels_last) for one in tensors[1:3]]
+    result, _ = convolved([tensors[0], *apart, *tensors[3:]], 4)
+    assert_close(result.cpu(), exact(tensors, 4).cpu())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride"),
+    [((1, 4, 4, 20, 50, 50), 5, 4), ((1, 6, 5, 25, 25, 25), 5, 4), ((2, 3, 13, 13, 13, 13), 3, 2)],
+    ids=["50 x 50", "25 x 25", "13 x 13"],
+)
+def test_hsnets_levels(device, dtype, shape, kernel, stride):
+    """Blocks of several query positions, over the ends of rows."""
+    tensors = inputs(device, dtype, shape, 16, kernel)
+    result, _ = convolved(tensors, stride)
+    assert_close(result.cpu(), exact(tensors, stride).cpu())
+
+
 def test_repeats_to_the_last_bit(device, dtype):
     tensors = inputs(device, dtype, (2, 4, 4, 5, 10, 8), 16, 5)
     for once, twice in zip(convolved(tensors, 2), convolved(tensors, 2), strict=True):

@@ -1,9 +1,10 @@
 """A TensorRT that records what is asked of it and computes by ONNX Runtime on the CPU.
 
-It takes the calls that fastfss makes, in the order in which TensorRT takes them, and refuses
-others: a shape that was not told, an address that is not aligned, a context whose memory is not
-given, a run before every tensor has an address. Plans hold their version and GPU, and load on no
-other.
+Also TensorRT for RTX: its plans are of compute capabilities, its first run compiles kernels and
+keeps them in a cache, and it captures by itself. Both take the calls that fastfss makes, in the
+order in which TensorRT takes them, and refuse others: a shape that was not told, an address that is
+not aligned, a context whose memory is not given, a run before every tensor has an address. Plans
+hold their version and GPU, and load on no other.
 """
 
 from __future__ import annotations
@@ -12,98 +13,17 @@ import ctypes
 import enum
 import json
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import weakref
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import torch
-from torch import Tensor
+
+from tests.engines.fake_gpu import ALIGNMENT, State
 
 PLAN = b"fake plan\n"
-ALIGNMENT = 256
 Shape = tuple[int, ...]
-
-
-@dataclass
-class State:
-    """What a test sets and reads.
-
-    Attributes:
-        calls: of everything, in order.
-        gpu: the GPU's name.
-        version: of TensorRT.
-        refuse: names of calls that fail.
-        scratch: bytes that each engine wants.
-        capturing: whether the stream is being recorded.
-        no_capture: why a run cannot be recorded, or None.
-    """
-
-    calls: list[str] = field(default_factory=list)
-    gpu: str = "Fake 100"
-    version: str = "11.4.0.106"
-    refuse: set[str] = field(default_factory=set)
-    scratch: int = 4096
-    capturing: bool = False
-    no_capture: str | None = None
-
-    def called(self, name: str) -> bool:
-        """Record a call; whether it succeeds."""
-        self.calls.append(name)
-        return name not in self.refuse
-
-    def count(self, name: str) -> int:
-        return self.calls.count(name)
-
-
-class FakeDevice:
-    """In the place of `fastfss.engines.tensorrt.device.Device`."""
-
-    state: State
-
-    def __init__(self, device: torch.device) -> None:
-        self.torch_device = torch.device("cpu")
-
-    @classmethod
-    def why_not(cls, device: torch.device) -> str | None:
-        return None
-
-    def about(self) -> dict[str, str]:
-        return {"gpu": self.state.gpu, "capability": "9.0", "driver": "13000"}
-
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Aligned memory, poisoned with NaN."""
-        count = int(np.prod(shape))
-        size = torch.empty((), dtype=dtype).element_size()
-        bytes_ = torch.full((count * size + ALIGNMENT,), 255, dtype=torch.uint8)
-        start = -bytes_.data_ptr() % ALIGNMENT
-        return bytes_[start : start + count * size].view(dtype).view(tuple(shape))
-
-    @contextmanager
-    def turn(self) -> Iterator[int]:
-        yield 7
-
-    def synchronize(self) -> None:
-        self.state.called("synchronize")
-
-    def capture(self, work: Callable[[int], None]) -> Callable[[], None]:
-        self.state.called("capture")
-        if self.state.no_capture is not None:
-            raise RuntimeError(self.state.no_capture)
-        self.state.capturing = True
-        try:
-            work(7)
-        finally:
-            self.state.capturing = False
-
-        def replay() -> None:
-            self.state.called("replay")
-            work(7)
-
-        return replay
 
 
 def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
@@ -113,7 +33,8 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
         state: what tests set and read.
         api: the list of signatures of a version: its enums have the members of that list.
     """
-    module = types.ModuleType("tensorrt")
+    for_rtx = "ComputeCapability" in api["enums"]
+    module = types.ModuleType("tensorrt_rtx_bindings" if for_rtx else "tensorrt")
     module.__version__ = state.version  # type: ignore[attr-defined]
     for name, members in api["enums"].items():
         setattr(module, name, enum.IntEnum(name, {m: i for i, m in enumerate(members)}))
@@ -166,8 +87,42 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
         def desc(self) -> str:
             return self.text
 
+    class NetworkTensor:
+        def __init__(self, network: Network, value: onnx.ValueInfoProto) -> None:
+            self.network, self.name, self.value = network, value.name, value
+
+        @property
+        def shape(self) -> Shape:
+            """That which follows from the inputs'."""
+            assert self.network.model is not None
+            found = onnx.shape_inference.infer_shapes(self.network.model, data_prop=True)
+            return next(sides(one) for one in found.graph.output if one.name == self.name)
+
+        @shape.setter
+        def shape(self, shape: Shape) -> None:
+            for dim, side in zip(self.value.type.tensor_type.shape.dim, shape, strict=True):
+                dim.dim_value = side
+            assert self.network.model is not None
+            for one in self.network.model.graph.output:
+                for dim in one.type.tensor_type.shape.dim:
+                    dim.Clear()
+
     class Network:
         model: onnx.ModelProto | None = None
+        parser: weakref.ref[OnnxParser] | None = None
+
+        @property
+        def num_outputs(self) -> int:
+            assert self.model is not None
+            return len(self.model.graph.output)
+
+        def get_input(self, index: int) -> NetworkTensor:
+            assert self.model is not None
+            return NetworkTensor(self, self.model.graph.input[index])
+
+        def get_output(self, index: int) -> NetworkTensor:
+            assert self.model is not None
+            return NetworkTensor(self, self.model.graph.output[index])
 
     class OnnxParser:
         def __init__(self, network: Network, logger: ILogger) -> None:
@@ -179,6 +134,7 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
                 self.num_errors = 1
                 return False
             self.network.model = onnx.load(path)
+            self.network.parser = weakref.ref(self)
             return True
 
         def get_error(self, index: int) -> ParserError:
@@ -209,6 +165,13 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
             self.profiles: list[Profile] = []
             self.limits: dict[Any, int] = {}
             self.cache: TimingCache | None = None
+            self.num_compute_capabilities = 0
+            self.capabilities: list[str] = []
+
+        def set_compute_capability(self, capability: Any, index: int) -> bool:
+            assert for_rtx and index < self.num_compute_capabilities
+            self.capabilities.append(capability.name)
+            return True
 
         def set_flag(self, flag: Any) -> None:
             self.flags.add(flag)
@@ -229,7 +192,7 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
             return TimingCache(bytes(content))
 
         def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
-            assert not ignore_mismatch
+            assert not ignore_mismatch and not for_rtx, "RTX times nothing"
             if cache.content and cache.content != f"timings {state.gpu}".encode():
                 state.called("timings refused")
                 return False
@@ -255,8 +218,9 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
 
         def build_serialized_network(self, network: Network, config: Config) -> HostMemory | None:
             assert network.model is not None, "parsed first"
+            assert network.parser is not None and network.parser(), "the weights are the parser's"
             assert config.max_aux_streams == 0
-            assert config.cache is not None, "the timing cache is set before the build"
+            assert for_rtx or config.cache is not None, "timings are set before the build"
             free = [one for one in network.model.graph.input if -1 in sides(one)]
             known = config.profiles[0].shapes if config.profiles else {}
             assert {one.name for one in free} == known.keys(), "free inputs need a profile"
@@ -271,7 +235,8 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
                 return None
             about = {
                 "version": state.version,
-                "gpu": state.gpu,
+                "gpu": "" if for_rtx else state.gpu,
+                "capabilities": config.capabilities,
                 "flags": sorted(flag.name for flag in config.flags),
                 "level": config.builder_optimization_level,
                 "limits": {pool.name: size for pool, size in config.limits.items()},
@@ -307,18 +272,59 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
         def get_tensor_shape(self, name: str) -> Shape:
             return sides(self.values[name])
 
-        def create_execution_context(self, strategy: Any = None) -> Context | None:
+        def create_runtime_config(self) -> RuntimeConfig:
+            return RuntimeConfig()
+
+        def create_execution_context(
+            self, strategy: Any = None, *, runtime_config: RuntimeConfig | None = None
+        ) -> Context | None:
             if not state.called("context"):
                 return None
+            assert (runtime_config is not None) == for_rtx
+            if runtime_config is not None:
+                strategy = runtime_config.strategy
             managed = strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            return Context(self, needs_memory=managed)
+            return Context(self, runtime_config, needs_memory=managed)
+
+    class RuntimeCache:
+        def __init__(self) -> None:
+            self.kernels: dict[str, str] = {}
+
+        def deserialize(self, content: bytes) -> bool:
+            about, kernels = json.loads(content)
+            if about != [state.version, state.gpu]:
+                return not state.called("kernels refused")
+            self.kernels = kernels
+            return state.called("kernels taken")
+
+        def serialize(self) -> HostMemory:
+            return HostMemory(json.dumps([[state.version, state.gpu], self.kernels]).encode())
+
+    class RuntimeConfig:
+        def __init__(self) -> None:
+            self.strategy: Any = None
+            self.cuda_graph_strategy: Any = None
+            self.cache: RuntimeCache | None = None
+
+        def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+            self.strategy = strategy
+
+        def create_runtime_cache(self) -> RuntimeCache:
+            return RuntimeCache()
+
+        def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+            self.cache = cache
+            return True
 
     class Context:
-        def __init__(self, engine: Engine, *, needs_memory: bool) -> None:
-            self.engine = engine
+        def __init__(
+            self, engine: Engine, config: RuntimeConfig | None, *, needs_memory: bool
+        ) -> None:
+            self.engine, self.config = engine, config
             self.needs_memory = needs_memory and engine.device_memory_size_v2 > 0
             self.shapes: dict[str, Shape] = {}
             self.addresses: dict[str, int] = {}
+            self.ran: set[str] = set()
 
         def set_device_memory(self, address: int, size: int) -> None:
             assert size >= self.engine.device_memory_size_v2
@@ -358,6 +364,8 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
             assert self.addresses.keys() == self.engine.values.keys()
             if not state.called("execute"):
                 return False
+            if self.config is not None:
+                self.compile(self.config)
             taken = {
                 name: read(self.addresses[name], self.shapes[name]) for name in self.engine.inputs
             }
@@ -365,6 +373,22 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
             for name, value in zip(names, self.engine.session.run(names, taken), strict=True):
                 write(self.addresses[name], value)
             return True
+
+        def compile(self, config: RuntimeConfig) -> None:
+            """Of each shape the kernels, once; then TensorRT for RTX captures by itself."""
+            assert config.cache is not None and not state.capturing
+            whole = config.cuda_graph_strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if whole:
+                state.called("own graph")
+            key = str(sorted(self.shapes.items()))
+            free = any(-1 in sides(one) for one in self.engine.inputs.values())
+            # Those that are made for a size alone come in the background.
+            wanted = [key, *([f"{key} specialised"] if free and key in self.ran else [])]
+            self.ran.add(key)
+            for one in wanted:
+                if one not in config.cache.kernels:
+                    state.compiled += 1
+                    config.cache.kernels[one] = "kernel"
 
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
@@ -376,7 +400,10 @@ def fake_tensorrt(state: State, api: dict[str, Any]) -> types.ModuleType:
             assert plan.startswith(PLAN), "what was built is what is loaded"
             head, _, model = plan.removeprefix(PLAN).partition(b"\n")
             about = json.loads(head)
-            if (about["version"], about["gpu"]) != (state.version, state.gpu):
+            own = "SM" + state.capability.replace(".", "")
+            of_others = about["capabilities"] and own not in about["capabilities"]
+            elsewhere = about["version"] != state.version or about["gpu"] not in ("", state.gpu)
+            if of_others or elsewhere:
                 self.logger.log(ILogger.ERROR, "the plan is of another version or GPU")
                 return None
             return Engine(about, onnx.load_from_string(model))

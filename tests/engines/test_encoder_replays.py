@@ -15,6 +15,7 @@ from fastfss.engines import accelerate
 from fastfss.engines.encoder_replays import MOST_GRAPHS, EncoderReplays
 from fastfss.engines.encoding import EncoderEngine
 from tests.engines.test_encoding import NAMES, Tiny
+from tests.video.clips import clip
 
 Function = Callable[[Tensor], dict[str, Tensor]]
 
@@ -147,20 +148,18 @@ def test_on_a_gpu_maps_equal_the_modules(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_video_is_followed_alike_with_and_without() -> None:
-    torch.manual_seed(0)
-    frames = [torch.randint(0, 255, (96, 128, 3), dtype=torch.uint8).numpy() for _ in range(5)]
-    mask = torch.zeros(96, 128, dtype=torch.uint8).numpy()
-    mask[20:60, 30:90] = 1
+    frames, truth = clip(8)
     model = create_model("propagation").cuda().for_inference()
+    fast = accelerate(model)
     found = []
-    for one in (model, accelerate(model)):
+    for one in (model, fast):
         session = fastfss.video.open(frames, one)
-        session.add_labels(0, mask)
+        session.add_labels(0, truth[0])
         found.append([result.labels for result in session.propagate(0)])
-    engine = one.encoder.engine
-    assert isinstance(engine, EncoderEngine) and engine.chosen == "cuda-graph"
+    assert isinstance(fast.encoder.engine, EncoderEngine)
+    assert fast.encoder.engine.chosen == "cuda-graph", fast.encoder.engine.why
     for ours, wanted in zip(*found, strict=True):
-        assert (ours == wanted).mean() > 0.99
+        assert (ours == wanted).mean() > 0.98
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch import nn
 
 from fastfss import engines
 from fastfss.engines import Manifest
@@ -18,7 +20,7 @@ from fastfss.engines.export import export_engine
 from fastfss.engines.manifest import ENCODE, MATCH
 from fastfss.engines.onnx_runtime import session
 from tests.engines.conftest import Exported
-from tests.engines.small import SHOTS, SMALL, annotated, fitted, model, photographs
+from tests.engines.small import SHOTS, SMALL, annotated, fitted, model, photographs, supports
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*random weights.*:UserWarning")
 
@@ -33,8 +35,12 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder, told = tmp_path_factory.mktemp("int8") / "engine", []
     settings = SMALL["panet"].settings(precision="int8")
     images = [annotated((80, 100), 30 + seed)[0] for seed in range(4)]
+    network = copy.deepcopy(model("panet"))
+    for one in network.modules():
+        if isinstance(one, nn.BatchNorm2d):
+            nn.init.uniform_(one.bias, -0.1, 0.1)  # as training leaves it: convolutions get biases
     export_engine(
-        model("panet"),
+        network,
         folder,
         settings,
         calibration=images,
@@ -56,12 +62,15 @@ def test_int8_is_explicit_symmetric_and_leaves_the_first_convolution(
     assert made_by.get(convolutions[0].input[1]) != "DequantizeLinear"
     for one in convolutions[1:]:
         assert [made_by.get(name) for name in one.input[:2]] == ["DequantizeLinear"] * 2
+        assert len(one.input) == 3, "a bias"
     constants = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
     for node in graph.node:
         if node.op_type == "QuantizeLinear":
             assert not constants[node.input[2]].any(), "zero points are 0"
             assert constants[node.input[1]].size == 1, "activations have a scale a tensor"
     weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    dtypes = {constants[one.input[0]].dtype for one in weights}
+    assert dtypes == {np.dtype(np.int8)}, "TensorRT dequantises no biases of 32 bits"
     per_channel = [one for one in weights if constants[one.input[0]].ndim == 4]
     assert per_channel
     for one in per_channel:
@@ -84,8 +93,9 @@ def test_int8_gives_nearly_the_exact_mask(backend: str, int8: tuple[Path, list[s
     pytest.importorskip(backend)
     engine, exact = (engines.load(int8[0], one) for one in (backend, "eager"))
     assert not engine.exact and exact.exact
+    task = exact.fit(supports())
     for photo in photographs():
-        found, wanted = (one.predict(photo, fitted("panet")) for one in (engine, exact))
+        found, wanted = (one.predict(photo, task) for one in (engine, exact))
         assert np.abs(found.scores - wanted.scores).max() > 1e-5, "it is not float32"
         assert (found.labels == wanted.labels).mean() > 0.95
 

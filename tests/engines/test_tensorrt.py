@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,52 +20,36 @@ from fastfss.engines import EngineError, Manifest
 from fastfss.engines.loading import BACKENDS
 from fastfss.engines.manifest import ENCODE, MATCH
 from fastfss.engines.meanwhile import MeanwhileEngine
-from fastfss.engines.tensorrt import BuildOptions, TensorRTEngine
-from fastfss.engines.tensorrt import engine as engine_module
+from fastfss.engines.tensorrt import BuildOptions, TensorRTEngine, TensorRTForRTXEngine
+from fastfss.engines.tensorrt import building as building_module
 from fastfss.engines.tensorrt.device import Device
-from fastfss.engines.tensorrt.messages import the_log
+from fastfss.engines.tensorrt.library import TENSORRT
 from fastfss.engines.tensorrt.plans import PlanStore, structure_digest
 from fastfss.engines.verify import verify
 from tests.engines.conftest import Exported
-from tests.engines.fake_trt import FakeDevice, State, fake_tensorrt
+from tests.engines.fake_gpu import FakeDevice, State
 from tests.engines.small import assert_same_mask, fitted, photographs
-from tests.engines.test_trt_types import api
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*random weights.*:UserWarning")
 CPU = torch.device("cpu")
-VERSIONS = {"10": "10.16.1.11", "11": "11.4.0.106"}
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> State:
-    """The newest TensorRT, or the version that the test is parametrised with."""
-    major = getattr(request, "param", "11")
-    state = State(version=VERSIONS[major])
-    module = fake_tensorrt(state, api(major))
-    module.__spec__ = importlib.util.spec_from_loader("tensorrt", loader=None)
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(FakeDevice, "state", state, raising=False)
-    monkeypatch.setattr(engine_module, "Device", FakeDevice)
-    the_log.cache_clear()
-    yield state
-    the_log.cache_clear()
-
-
-both_versions = pytest.mark.parametrize("fake", ["10", "11"], indirect=True)
+ENGINES = {"tensorrt": TensorRTEngine, "tensorrt-rtx": TensorRTForRTXEngine}
+every_library = pytest.mark.parametrize("fake", ["10", "11", "rtx"], indirect=True)
+both_libraries = pytest.mark.parametrize("fake", ["11", "rtx"], indirect=True)
 
 
 def loaded(folder: Path, **options: object) -> TensorRTEngine:
-    manifest = Manifest.read(folder)
-    return TensorRTEngine(folder, manifest, CPU, options=BuildOptions(**options))  # type: ignore[arg-type]
+    """By the library that is faked."""
+    kind, manifest = ENGINES[FakeDevice.state.backend], Manifest.read(folder)
+    return kind(folder, manifest, CPU, options=BuildOptions(**options))  # type: ignore[arg-type]
 
 
 def plans(folder: Path) -> list[Path]:
-    return sorted((folder / "tensorrt").glob("*.plan"))
+    return sorted((folder / FakeDevice.state.backend).glob("*.plan"))
 
 
-@both_versions
+@every_library
 def test_masks_are_the_models(fake: State, own_copy: Path) -> None:
-    engine = engines.load(own_copy, "tensorrt")
+    engine = engines.load(own_copy, fake.backend)
     task = fitted("ssp")
     eager = engines.load(own_copy, "eager")
     for photo in photographs():
@@ -74,16 +58,18 @@ def test_masks_are_the_models(fake: State, own_copy: Path) -> None:
     assert engine.exact
 
 
+@both_libraries
 @pytest.mark.parametrize("method", ["panet", "guided-late"])
 def test_other_methods_run(method: str, fake: State, exported: Exported, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported(method), tmp_path / "engine"))
-    (found,) = verify(folder, backends=["tensorrt"])
+    (found,) = verify(folder, backends=[fake.backend])
     assert found.passed and found.iou >= 0.999
     assert max(found.encode, found.match) < 1e-4
 
 
+@both_libraries
 def test_a_second_load_builds_nothing(fake: State, own_copy: Path) -> None:
-    first = engines.load(own_copy, "tensorrt")
+    first = engines.load(own_copy, fake.backend)
     assert isinstance(first, TensorRTEngine)
     assert "encode: built in" in first.notes and "match: built in" in first.notes
     assert len(plans(own_copy)) == 2
@@ -100,7 +86,7 @@ def test_what_a_plan_depends_on_builds_another(change: str, fake: State, own_cop
     if change == "gpu":
         fake.gpu = "Fake 200"
     elif change == "version":
-        sys.modules["tensorrt"].__version__ = fake.version = "11.5.0.1"  # type: ignore[attr-defined]
+        TENSORRT.bindings().__version__ = fake.version = "11.5.0.1"  # type: ignore[attr-defined]
     elif change == "level":
         options["level"] = 5
     else:
@@ -121,6 +107,7 @@ def spoil_name(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(about))
 
 
+@both_libraries
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "no json"])
 def test_a_damaged_plan_is_built_again(damage: str, fake: State, own_copy: Path) -> None:
     loaded(own_copy)
@@ -135,23 +122,25 @@ def test_a_damaged_plan_is_built_again(damage: str, fake: State, own_copy: Path)
     assert path.read_bytes() == content
 
 
+@both_libraries
 def test_a_plan_that_does_not_load_is_built_again_and_says_so(fake: State, own_copy: Path) -> None:
     """As after a change that the key does not know of."""
     loaded(own_copy)
-    store = PlanStore(own_copy / "tensorrt")
+    store = PlanStore(own_copy / fake.backend)
     path = plans(own_copy)[0]
     found = store.read(path)
     assert found is not None
-    other = found[0].replace(b'"gpu": "Fake 100"', b'"gpu": "Fake 099"')
+    other = found[0].replace(fake.version.encode(), b"0.9")
     store.write(path, {}, found[1], other)
     engine = loaded(own_copy)
     assert "does not load (the plan is of another version or GPU)" in engine.notes
     assert fake.count("build") == 3
 
 
+@both_libraries
 def test_a_plan_of_another_graph_is_refused(fake: State, own_copy: Path) -> None:
     loaded(own_copy)
-    store = PlanStore(own_copy / "tensorrt")
+    store = PlanStore(own_copy / fake.backend)
     encode, match = plans(own_copy)
     held = store.read(encode)
     assert held is not None
@@ -161,13 +150,14 @@ def test_a_plan_of_another_graph_is_refused(fake: State, own_copy: Path) -> None
         loaded(own_copy)
 
 
+@both_libraries
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        ("parse", r"encode\.onnx: TensorRT cannot parse it: node 3 \(Conv node_3\): an operator"),
-        ("build", r"encode\.onnx: TensorRT cannot build it: build was told to fail"),
+        ("parse", r"encode\.onnx: TensorRT.* cannot parse it: node 3 \(Conv node_3\): an operator"),
+        ("build", r"encode\.onnx: TensorRT.* cannot build it: build was told to fail"),
         ("deserialize", r"encode\.onnx: its own plan does not load: deserialize was told to fail"),
-        ("context", r"encode\.onnx: TensorRT makes no context"),
+        ("context", r"encode\.onnx: TensorRT.* makes no context"),
     ],
 )
 def test_failures_carry_tensorrts_reason(
@@ -180,11 +170,13 @@ def test_failures_carry_tensorrts_reason(
         assert not plans(own_copy), "nothing is kept of a build that failed"
 
 
+@both_libraries
 @pytest.mark.parametrize("call", ["set_input_shape", "set_tensor_address", "execute"])
 def test_failures_of_a_run_are_errors(call: str, fake: State, own_copy: Path) -> None:
+    loaded(own_copy)
     engine = loaded(own_copy)
     fake.refuse = {call}
-    with pytest.raises(EngineError, match=r"encode\.onnx: TensorRT refuses"):
+    with pytest.raises(EngineError, match=r"encode\.onnx: TensorRT.* refuses"):
         engine.encode(torch.zeros(1, 3, 65, 97))
 
 
@@ -232,6 +224,7 @@ def test_cuda_graphs_can_be_switched_off(fake: State, own_copy: Path) -> None:
     assert "encode: no CUDA graph: CUDA graphs are switched off" in engine.notes
 
 
+@both_libraries
 def test_results_are_where_the_last_ones_were(fake: State, own_copy: Path) -> None:
     engine = loaded(own_copy)
     first = engine.encode(torch.zeros(1, 3, 65, 97)).maps["features"]
@@ -249,6 +242,7 @@ def about(path: Path) -> dict[str, object]:
     return told
 
 
+@both_libraries
 def test_float32_is_float32_and_options_arrive(fake: State, own_copy: Path) -> None:
     loaded(own_copy, level=5, workspace_mib=64)
     for path in plans(own_copy):
@@ -258,6 +252,7 @@ def test_float32_is_float32_and_options_arrive(fake: State, own_copy: Path) -> N
         assert told["limits"] == {"WORKSPACE": 64 << 20}
 
 
+@both_libraries
 def test_a_low_precision_may_use_tf32_in_the_encoder_alone(
     fake: State, exported: Exported, tmp_path: Path
 ) -> None:
@@ -270,6 +265,7 @@ def test_a_low_precision_may_use_tf32_in_the_encoder_alone(
     assert about(match)["flags"] == []
 
 
+@both_libraries
 def test_the_scratch_memory_is_shared(
     fake: State, own_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +295,7 @@ def test_timings_are_kept_by_gpu_and_those_of_others_refused(fake: State, own_co
     assert kept.read_bytes() == b"timings Fake 100"
 
 
+@both_libraries
 def test_a_folder_that_cannot_be_written_builds_each_time(
     fake: State, own_copy: Path, tmp_path: Path
 ) -> None:
@@ -311,17 +308,18 @@ def test_a_folder_that_cannot_be_written_builds_each_time(
     engine.warm_up(1)
 
 
+@both_libraries
 def test_two_that_want_the_same_plan_build_it_once(
     fake: State, own_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads here, but each opens the lock for itself, as processes do."""
-    build = engine_module.build
+    build = building_module.build
 
     def slow(*arguments: object, **options: object) -> object:
         time.sleep(0.3)
         return build(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine_module, "build", slow)
+    monkeypatch.setattr(building_module, "build", slow)
     failures: list[Exception] = []
 
     def load() -> None:
@@ -392,6 +390,7 @@ def test_structures_differ_in_more_than_weights(own_copy: Path, exported: Export
     assert len(digests) == 4
 
 
+@both_libraries
 def test_a_dynamic_engine_has_profiles_of_images_and_maps(
     fake: State, exported: Exported, tmp_path: Path
 ) -> None:
@@ -409,63 +408,68 @@ def test_a_dynamic_engine_has_profiles_of_images_and_maps(
         image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
         wanted = eager.model.segment(image, task).logits
         torch.testing.assert_close(engine.segment(image, task).logits, wanted, rtol=1e-4, atol=1e-4)
-    assert "a CUDA graph has one size, and this engine's is free" in engine.notes
+    no_graph = "a CUDA graph has one size, and this engine's is free" in engine.notes
+    assert no_graph == (fake.backend == "tensorrt"), "that for RTX captures each size by itself"
     with pytest.raises(EngineError, match=r"shape \(1, 3, 256, 64\) of images"):
         engine.encode(torch.zeros(1, 3, 256, 64))
 
 
+@both_libraries
 def test_auto_takes_it_once_it_is_built(
     fake: State, own_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engines.load(own_copy)
-    assert "not tensorrt: it builds for a minute or more; load it by name once" in engine.why
+    assert re.search(rf"not {fake.backend}: it [^;]* a minute[^;]*; load it by name", engine.why)
     assert fake.count("build") == 0
-    engines.load(own_copy, "tensorrt")
+    engines.load(own_copy, fake.backend)
     again = engines.load(own_copy)
-    assert "tensorrt" in again.why and "not tensorrt" not in again.why
+    assert f"{fake.backend} " in again.why and f"not {fake.backend}:" not in again.why
     assert fake.count("build") == 2
 
 
+@both_libraries
 def test_eager_serves_while_plans_are_built(
     fake: State, own_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    build = engine_module.build
+    build = building_module.build
 
     def held(*arguments: object, **options: object) -> object:
         assert go.wait(60)
         return build(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine_module, "build", held)
-    engine = engines.load(own_copy, "tensorrt", wait=False)
+    monkeypatch.setattr(building_module, "build", held)
+    engine = engines.load(own_copy, fake.backend, wait=False)
     assert isinstance(engine, MeanwhileEngine)
     task, photo = fitted("ssp"), photographs()[0]
     assert engine.name == "eager"
-    assert engine.notes == "tensorrt is being made; eager serves meanwhile"
+    assert engine.notes == f"{fake.backend} is being made; eager serves meanwhile"
     first = engine.predict(photo, task)
     assert not engine.wait(0.01)
     go.set()
     assert engine.wait(60)
-    assert engine.name == "tensorrt" and "match: built in" in engine.notes
+    assert engine.name == fake.backend and "match: built in" in engine.notes
     assert_same_mask(engine.predict(photo, task), first)
-    assert isinstance(engines.load(own_copy, "tensorrt", wait=False), TensorRTEngine)
+    assert isinstance(engines.load(own_copy, fake.backend, wait=False), TensorRTEngine)
 
 
+@both_libraries
 def test_eager_goes_on_where_nothing_is_built(fake: State, own_copy: Path) -> None:
     fake.refuse = {"build"}
-    engine = engines.load(own_copy, "tensorrt", wait=False)
+    engine = engines.load(own_copy, fake.backend, wait=False)
     assert isinstance(engine, MeanwhileEngine) and engine.wait(60)
     assert engine.name == "eager"
-    assert "tensorrt could not be made, eager goes on" in engine.notes
+    assert f"{fake.backend} could not be made, eager goes on" in engine.notes
     assert "build was told to fail" in engine.notes
     assert engine.predict(photographs()[0], fitted("ssp")).labels.shape == (90, 120)
 
 
+@both_libraries
 def test_progress_is_told(fake: State, own_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastfss.engines.tensorrt.messages._EVERY", -1.0)
     told: list[str] = []
-    TensorRTEngine(own_copy, Manifest.read(own_copy), CPU, report=told.append)
-    assert told[0].startswith("TensorRT builds encode.onnx")
+    ENGINES[fake.backend](own_copy, Manifest.read(own_copy), CPU, report=told.append)
+    assert re.match("TensorRT(?: for RTX)? builds encode.onnx", told[0])
     assert "Building: 1 of 2" in told
     assert not any("Timing" in line for line in told), "the outermost phases alone"
 

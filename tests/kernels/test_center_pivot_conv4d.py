@@ -58,10 +58,12 @@ def of_operation(weights: list[Tensor]) -> list[Tensor]:
         ((2, 4, 5, 2, 3, 16), 16, 3, 1),
         ((1, 3, 4, 7, 6, 16), 20, 5, 4),
         ((1, 2, 2, 3, 3, 18), 8, 3, 2),
+        ((2, 5, 4, 13, 9, 16), 24, 5, 4),
     ],
     ids=[
-        *("odd", "strided", "wide window", "a tap a step", "two steps a tap", "one tap"),
+        *("odd", "strided", "wide window", "few taps a step", "two taps a step", "one tap"),
         *("several blocks of queries", "windows beside the grid", "a tap of many steps"),
+        "rows of five taps",
     ],
 )
 def test_it_equals_the_reference(device, dtype, shape, outputs, kernel, stride):

@@ -98,9 +98,11 @@ def pivot(dtype: torch.dtype, layout: str) -> None:
     from fastfss.kernels import center_pivot_conv4d as kernels
 
     norm = torch.empty(128, dtype=dtype)
-    # The first stage of a level, whose few channels are gathered one by one, and the last.
+    # The first stage of a level, whose few channels are gathered one by one, the second, whose
+    # steps are of several taps, and the last.
     for shape, outputs, kernel, stride in (
         ((1, 50, 50, 50, 50, 4), 16, 5, 4),
+        ((1, 50, 50, 13, 13, 16), 64, 5, 4),
         ((1, 50, 50, 4, 4, 64), 128, 3, 2),
     ):
         x = torch.empty(shape, dtype=dtype)

@@ -36,6 +36,17 @@ def unit(x: Tensor, dim: int) -> Tensor:
     return x / x.norm(dim=dim, keepdim=True)
 
 
+def test_positions_where_the_encoder_says_nothing_are_numbers_in_half() -> None:
+    """1e-12, which keeps a norm from being 0, is 0 in half: 0 / 0."""
+    low = model().for_inference(dtype=torch.float16)
+    assert isinstance(low, CueFusion)
+    with torch.no_grad():
+        maps = low.encoder(torch.zeros(1, 3, 64, 64, dtype=torch.float16), low.layers)
+        found = low.embedded({name: torch.zeros_like(one) for name, one in maps.items()})
+    assert found["embedding"].dtype == torch.float16
+    assert found["embedding"].isfinite().all()
+
+
 def test_the_cues_are_what_their_formulas_say() -> None:
     generator = torch.Generator().manual_seed(1)
     query, key = (

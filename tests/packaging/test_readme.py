@@ -44,9 +44,9 @@ def test_links_of_readme_and_docs_lead_to_files():
 
 def test_every_extra_is_documented_and_no_other_is_named():
     extras = set(pyproject()["project"]["optional-dependencies"])
-    documented = set(re.findall(r"^\| `(\w+)` \|", INSTALL.split("## What is built")[0], re.M))
+    documented = set(re.findall(r"^\| `([\w-]+)` \|", INSTALL.split("## What is built")[0], re.M))
     assert documented == extras
-    named = re.findall(r'"(?:fastfss|\.)\[([\w,]+)\]"', README + INSTALL)
+    named = re.findall(r'"(?:fastfss|\.)\[([\w,-]+)\]"', README + INSTALL)
     assert {name for names in named for name in names.split(",")} <= extras
 
 

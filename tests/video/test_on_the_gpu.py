@@ -1,4 +1,4 @@
-"""Videos and the default model on an NVIDIA GPU, against the CPU."""
+"""Videos and the default model on an NVIDIA GPU, against the CPU; what a GPU cannot do."""
 
 from __future__ import annotations
 
@@ -7,9 +7,28 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastfss import create_model
+from fastfss.video.matching import matcher_of
 from tests.video.clips import clip, iou, model, session
+
+
+def test_frames_are_resized_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch resizes bytes there alone; a model without values stands for one on a GPU."""
+    sizes = []
+    real = F.interpolate
+
+    def seen(image: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        assert image.device.type == "cpu"
+        sizes.append(tuple(image.shape))
+        return real(image, *arguments, **options)
+
+    monkeypatch.setattr(F, "interpolate", seen)
+    matcher = matcher_of(copy.deepcopy(model()).to("meta"), 120)
+    features = matcher.encode(torch.zeros(3, 60, 90, dtype=torch.uint8))
+    assert sizes == [(1, 3, 60, 90)]
+    assert {one.device.type for one in features.maps.values()} == {"meta"}
 
 
 @pytest.mark.gpu

@@ -1,8 +1,9 @@
-"""The two graphs in TensorRT 10 or 11; docs/tensorrt.md says what has run on hardware."""
+"""The two graphs in TensorRT and TensorRT for RTX; docs/tensorrt.md says what has been run."""
 
 from __future__ import annotations
 
-from fastfss.engines.tensorrt.engine import TensorRTEngine
+from fastfss.engines.tensorrt.building import Ahead, build_ahead
+from fastfss.engines.tensorrt.engine import TensorRTEngine, TensorRTForRTXEngine
 from fastfss.engines.tensorrt.options import BuildOptions
 
-__all__ = ["BuildOptions", "TensorRTEngine"]
+__all__ = ["Ahead", "BuildOptions", "TensorRTEngine", "TensorRTForRTXEngine", "build_ahead"]

@@ -35,13 +35,19 @@ class Device:
             return "torch sees no NVIDIA GPU"
         return None
 
+    @classmethod
+    def capability(cls, device: torch.device) -> str:
+        """A GPU's compute capability, such as "8.9"."""
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{major}.{minor}"
+
     def about(self) -> dict[str, str]:
         """What a plan depends on: the GPU's name and compute capability, the driver."""
         found = torch.cuda.get_device_properties(self.torch_device)
         driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: torch.version.cuda)()
         return {
             "gpu": found.name,
-            "capability": f"{found.major}.{found.minor}",
+            "capability": self.capability(self.torch_device),
             "driver": str(driver),
         }
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from functools import cache
 from typing import TYPE_CHECKING
 
+from fastfss.engines.tensorrt.library import Library
 from fastfss.engines.tensorrt.options import Report
 
 if TYPE_CHECKING:
@@ -17,13 +17,16 @@ _EVERY = 5.0  # seconds between two lines about a build
 
 
 class Log:
-    """The process's one TensorRT logger and the last errors that it was told.
+    """The process's one logger of a library, and the last errors that it was told.
 
     TensorRT takes the first logger for all of its objects, so there is one and it lives on.
     """
 
-    def __init__(self) -> None:
-        import tensorrt as trt
+    def __init__(self, library: Library) -> None:
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = library.bindings()
 
         kept: deque[str] = deque(maxlen=_KEPT)
 
@@ -35,25 +38,32 @@ class Log:
                 if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                     kept.append(msg)
 
-        self._kept = kept
+        self._kept, self._title = kept, library.title
         self.logger: trt.ILogger = Logger()
 
     def taken(self) -> str:
         """The errors since they were last taken, in one line."""
         text = "; ".join(" ".join(one.split()) for one in self._kept)
         self._kept.clear()
-        return text or "TensorRT says no reason"
+        return text or f"{self._title} says no reason"
 
 
-@cache
-def the_log() -> Log:
+_LOGS: dict[str, Log] = {}
+
+
+def the_log(library: Library) -> Log:
     """See Log."""
-    return Log()
+    if library.backend not in _LOGS:
+        _LOGS[library.backend] = Log(library)
+    return _LOGS[library.backend]
 
 
-def progress_monitor(report: Report) -> trt.IProgressMonitor:
+def progress_monitor(library: Library, report: Report) -> trt.IProgressMonitor:
     """A monitor that tells of the outermost phases, at most every few seconds."""
-    import tensorrt as trt
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library.bindings()
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""Plans on disk: whole or not there, built once, and found again by all that they depend on."""
+"""Plans on disk: whole or not there, built once, and found again by all that they depend on.
+
+Beside each lie the kernels that a GPU compiled of it, where the library compiles when it runs.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,15 @@ class PlanStore:
         with suppress(OSError):
             path.unlink()
 
+    def compiled(self, plan: Path, about: Mapping[str, str]) -> Compiled:
+        """The kernels that a GPU compiled of a plan.
+
+        Args:
+            plan: of `path`.
+            about: the GPU and its driver.
+        """
+        return Compiled(self, self.path(plan.stem, about).with_suffix(".kernels"), dict(about))
+
     def read_timings(self, key: Mapping[str, str]) -> bytes:
         """The timing cache of a GPU and version; empty where there is none."""
         with suppress(OSError):
@@ -107,6 +119,35 @@ class PlanStore:
         except OSError:
             return False
         return True
+
+
+class Compiled:
+    """Kernels that a GPU compiled of a plan, in a file.
+
+    Args:
+        store: where.
+        path: the file; it need not be there.
+        about: the GPU and its driver, for people.
+    """
+
+    def __init__(self, store: PlanStore, path: Path, about: Mapping[str, str]) -> None:
+        self.path = path
+        self._store, self._about = store, about
+        self._kept = ""
+
+    def read(self) -> bytes:
+        """What was kept; nothing where there is none."""
+        found = self._store.read(self.path)
+        content = b"" if found is None else found[0]
+        self._kept = hashlib.sha256(content).hexdigest()
+        return content
+
+    def write(self, content: bytes) -> None:
+        """Keep them, unless none came since the last."""
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != self._kept:
+            self._store.write(self.path, self._about, "", content)
+            self._kept = digest
 
 
 def structure_digest(graph: Path) -> str:

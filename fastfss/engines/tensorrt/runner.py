@@ -10,26 +10,36 @@ from torch import Tensor
 
 from fastfss.engines.manifest import EngineError, GraphSpec, TensorSpec
 from fastfss.engines.tensorrt.device import ALIGNMENT, Device
+from fastfss.engines.tensorrt.library import Library
 from fastfss.engines.tensorrt.messages import the_log
+from fastfss.engines.tensorrt.plans import Compiled
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+# Of free sizes TensorRT for RTX compiles some kernels in the background: runs after which they are
+# kept too.
+_LATER = (16, 256)
 
 
 class GraphRunner:
     """Runs an engine; results are in memory that the next call overwrites.
 
     Args:
-        engine: of TensorRT.
+        library: whose engine it is.
+        engine: its.
         spec: the graph that it was built of.
         device: where.
         scratch: of at least `engine.device_memory_size_v2` bytes. Runners that take turns on one
             device share it.
-        cuda_graph: whether calls are captured; a graph of free size is not.
+        compiled: where the kernels are that a library compiles when it runs.
+        cuda_graph: whether calls are captured; a graph of free size is not, unless the library
+            captures by itself.
 
     Attributes:
         no_graph_because: why calls are not replayed from a CUDA graph; None where they are or the
             first call has not been.
+        refused: whether the kernels that were kept are of another GPU, driver or version.
 
     Raises:
         EngineError: the engine is not of the graph, or TensorRT makes no context.
@@ -37,32 +47,36 @@ class GraphRunner:
 
     def __init__(
         self,
+        library: Library,
         engine: trt.ICudaEngine,
         spec: GraphSpec,
         device: Device,
         scratch: Tensor,
+        compiled: Compiled,
         *,
         cuda_graph: bool,
     ) -> None:
-        import tensorrt as trt
-
-        check_tensors(engine, spec)
+        check_tensors(library, engine, spec)
+        self._library, self._log = library, the_log(library)
         self._spec, self._device, self._scratch = spec, device, scratch
         # Contexts use engines that they do not keep alive.
         self._engine = engine
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = engine.create_execution_context(strategy)
+        self._made = library.context(engine, compiled.read(), cuda_graphs=cuda_graph)
+        self._compiled, self.refused = compiled, self._made.refused
+        context = self._made.context
         if context is None:
-            raise EngineError(f"{spec.file}: TensorRT makes no context: {the_log().taken()}")
+            raise EngineError(f"{spec.file}: {library.title} makes no context: {self._log.taken()}")
         if scratch.numel():
             context.set_device_memory(scratch.data_ptr(), scratch.numel())
         self._context = context
+        self._free = any(isinstance(side, str) for one in spec.inputs for side in one.shape)
+        self._runs = 0  # since the shape was another
         self._held: dict[str, Tensor] = {}
         self._replay: Callable[[], None] | None = None
         self.no_graph_because: str | None = None
         if not cuda_graph:
             self.no_graph_because = "CUDA graphs are switched off"
-        elif any(isinstance(side, str) for one in spec.inputs for side in one.shape):
+        elif self._free and not self._made.captures:
             self.no_graph_because = "a CUDA graph has one size, and this engine's is free"
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,8 +91,8 @@ class GraphRunner:
                 self._replay()
             else:
                 self._execute(stream)
-                if moved and self.no_graph_because is None:
-                    self._capture()
+                self._runs = 1 if moved else self._runs + 1
+                self._keep()
         return {one.name: self._held[one.name] for one in self._spec.outputs}
 
     def _place(self, inputs: Mapping[str, Tensor]) -> bool:
@@ -119,6 +133,14 @@ class GraphRunner:
         if not self._context.execute_async_v3(stream):
             raise self._failed("run")
 
+    def _keep(self) -> None:
+        """After the first run of a shape: keep what was compiled for it, or record it."""
+        first = self._runs == 1
+        if self._made.compiled is not None and (first or (self._free and self._runs in _LATER)):
+            self._compiled.write(self._made.compiled())
+        if first and self.no_graph_because is None and not self._made.captures:
+            self._capture()
+
     def _capture(self) -> None:
         """Record the run for later calls. What TensorRT defers to the first run is done."""
         self._device.synchronize()
@@ -128,12 +150,16 @@ class GraphRunner:
             self.no_graph_because = f"it cannot be captured: {' '.join(str(error).split())[:200]}"
 
     def _failed(self, what: str) -> EngineError:
-        return EngineError(f"{self._spec.file}: TensorRT refuses: {what}: {the_log().taken()}")
+        told = f"{self._library.title} refuses: {what}: {self._log.taken()}"
+        return EngineError(f"{self._spec.file}: {told}")
 
 
-def check_tensors(engine: trt.ICudaEngine, spec: GraphSpec) -> None:
+def check_tensors(library: Library, engine: trt.ICudaEngine, spec: GraphSpec) -> None:
     """Raise EngineError unless an engine's tensors are those of a graph."""
-    import tensorrt as trt
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library.bindings()
 
     dtypes = {
         "float32": trt.DataType.FLOAT,

@@ -36,6 +36,7 @@ class BuilderFlag:
     TF32: BuilderFlag
     VERSION_COMPATIBLE: BuilderFlag
     WEIGHT_STREAMING: BuilderFlag
+    __members__: dict[str, BuilderFlag]
     def __int__(self) -> int: ...
 
 class DataType:
@@ -53,6 +54,7 @@ class DataType:
     INT64: DataType
     INT8: DataType
     UINT8: DataType
+    __members__: dict[str, DataType]
     def __int__(self) -> int: ...
 
 class EngineCapability:
@@ -61,6 +63,7 @@ class EngineCapability:
     DLA_STANDALONE: EngineCapability
     SAFETY: EngineCapability
     STANDARD: EngineCapability
+    __members__: dict[str, EngineCapability]
     def __int__(self) -> int: ...
 
 class EngineStat:
@@ -68,6 +71,7 @@ class EngineStat:
     value: int
     STRIPPED_WEIGHTS_SIZE: EngineStat
     TOTAL_WEIGHTS_SIZE: EngineStat
+    __members__: dict[str, EngineStat]
     def __int__(self) -> int: ...
 
 class ErrorCode:
@@ -88,6 +92,7 @@ class ErrorCode:
     UNSUPPORTED_NODE_DYNAMIC: ErrorCode
     UNSUPPORTED_NODE_INPUT: ErrorCode
     UNSUPPORTED_NODE_SHAPE: ErrorCode
+    __members__: dict[str, ErrorCode]
     def __int__(self) -> int: ...
 
 class ExecutionContextAllocationStrategy:
@@ -96,6 +101,7 @@ class ExecutionContextAllocationStrategy:
     ON_PROFILE_CHANGE: ExecutionContextAllocationStrategy
     STATIC: ExecutionContextAllocationStrategy
     USER_MANAGED: ExecutionContextAllocationStrategy
+    __members__: dict[str, ExecutionContextAllocationStrategy]
     def __int__(self) -> int: ...
 
 class HardwareCompatibilityLevel:
@@ -104,6 +110,7 @@ class HardwareCompatibilityLevel:
     AMPERE_PLUS: HardwareCompatibilityLevel
     NONE: HardwareCompatibilityLevel
     SAME_COMPUTE_CAPABILITY: HardwareCompatibilityLevel
+    __members__: dict[str, HardwareCompatibilityLevel]
     def __int__(self) -> int: ...
 
 class LayerInformationFormat:
@@ -111,6 +118,7 @@ class LayerInformationFormat:
     value: int
     JSON: LayerInformationFormat
     ONELINE: LayerInformationFormat
+    __members__: dict[str, LayerInformationFormat]
     def __int__(self) -> int: ...
 
 class MemoryPoolType:
@@ -122,6 +130,7 @@ class MemoryPoolType:
     TACTIC_DRAM: MemoryPoolType
     TACTIC_SHARED_MEMORY: MemoryPoolType
     WORKSPACE: MemoryPoolType
+    __members__: dict[str, MemoryPoolType]
     def __int__(self) -> int: ...
 
 class NetworkDefinitionCreationFlag:
@@ -130,6 +139,7 @@ class NetworkDefinitionCreationFlag:
     PREFER_AOT_PYTHON_PLUGINS: NetworkDefinitionCreationFlag
     PREFER_JIT_PYTHON_PLUGINS: NetworkDefinitionCreationFlag
     STRONGLY_TYPED: NetworkDefinitionCreationFlag
+    __members__: dict[str, NetworkDefinitionCreationFlag]
     def __int__(self) -> int: ...
 
 class OnnxParserFlag:
@@ -140,6 +150,7 @@ class OnnxParserFlag:
     ENABLE_UINT8_AND_ASYMMETRIC_QUANTIZATION_DLA: OnnxParserFlag
     NATIVE_INSTANCENORM: OnnxParserFlag
     REPORT_CAPABILITY_DLA: OnnxParserFlag
+    __members__: dict[str, OnnxParserFlag]
     def __int__(self) -> int: ...
 
 class PreviewFeature:
@@ -147,6 +158,7 @@ class PreviewFeature:
     value: int
     ALIASED_PLUGIN_IO_10_03: PreviewFeature
     RUNTIME_ACTIVATION_RESIZE_10_10: PreviewFeature
+    __members__: dict[str, PreviewFeature]
     def __int__(self) -> int: ...
 
 class ProfilingVerbosity:
@@ -155,6 +167,7 @@ class ProfilingVerbosity:
     DETAILED: ProfilingVerbosity
     LAYER_NAMES_ONLY: ProfilingVerbosity
     NONE: ProfilingVerbosity
+    __members__: dict[str, ProfilingVerbosity]
     def __int__(self) -> int: ...
 
 class RuntimePlatform:
@@ -162,6 +175,7 @@ class RuntimePlatform:
     value: int
     SAME_AS_BUILD: RuntimePlatform
     WINDOWS_AMD64: RuntimePlatform
+    __members__: dict[str, RuntimePlatform]
     def __int__(self) -> int: ...
 
 class SerializationFlag:
@@ -170,6 +184,7 @@ class SerializationFlag:
     EXCLUDE_LEAN_RUNTIME: SerializationFlag
     EXCLUDE_WEIGHTS: SerializationFlag
     INCLUDE_REFIT: SerializationFlag
+    __members__: dict[str, SerializationFlag]
     def __int__(self) -> int: ...
 
 class TacticSource:
@@ -177,6 +192,7 @@ class TacticSource:
     value: int
     EDGE_MASK_CONVOLUTIONS: TacticSource
     JIT_CONVOLUTIONS: TacticSource
+    __members__: dict[str, TacticSource]
     def __int__(self) -> int: ...
 
 class TempfileControlFlag:
@@ -184,6 +200,7 @@ class TempfileControlFlag:
     value: int
     ALLOW_IN_MEMORY_FILES: TempfileControlFlag
     ALLOW_TEMPORARY_FILES: TempfileControlFlag
+    __members__: dict[str, TempfileControlFlag]
     def __int__(self) -> int: ...
 
 class TensorFormat:
@@ -202,6 +219,7 @@ class TensorFormat:
     HWC16: TensorFormat
     HWC8: TensorFormat
     LINEAR: TensorFormat
+    __members__: dict[str, TensorFormat]
     def __int__(self) -> int: ...
 
 class TensorIOMode:
@@ -210,6 +228,7 @@ class TensorIOMode:
     INPUT: TensorIOMode
     NONE: TensorIOMode
     OUTPUT: TensorIOMode
+    __members__: dict[str, TensorIOMode]
     def __int__(self) -> int: ...
 
 class TilingOptimizationLevel:
@@ -219,6 +238,7 @@ class TilingOptimizationLevel:
     FULL: TilingOptimizationLevel
     MODERATE: TilingOptimizationLevel
     NONE: TilingOptimizationLevel
+    __members__: dict[str, TilingOptimizationLevel]
     def __int__(self) -> int: ...
 
 class Builder:

@@ -40,10 +40,15 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row
                : "memory");
 }
 
-// 16 bytes into shared memory, past the L1, of which `bytes` are read and the others are zeros.
-__device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
+// 16 bytes into shared memory, past the L1; zeros instead where `inside` is false.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool inside = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(bytes)
+               "r"(inside ? 16 : 0)
+               : "memory");
+}
+// 4 bytes.
+__device__ __forceinline__ void copy_word_async(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from)
                : "memory");
 }
 __device__ __forceinline__ void commit_copies() {
