@@ -21,6 +21,8 @@ Caches = Literal["cold", "warm"]
 
 # Larger than the last-level cache of the machines that this runs on (32 MiB where it was written).
 EVICTION_BYTES = 128 << 20
+# Seconds: a longer call begins with nothing in the caches that would matter, so none precedes it.
+WARMED = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def compare(
         min_rounds: at least so many rounds, even if they take longer.
         max_rounds: at most so many.
         threads: torch's thread count meanwhile.
-        caches: "cold" evicts the caches before every timed call; "warm" calls the function first.
+        caches: "cold" evicts the caches before every timed call; "warm" calls the function first,
+            unless it takes more than `WARMED`.
 
     Returns:
         The times of all rounds.
@@ -84,8 +87,11 @@ def compare(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for function in functions.values():  # first calls compile, allocate and plan
+        last: dict[str, float] = {}
+        for name, function in functions.items():  # first calls compile, allocate and plan
+            start = clock()
             function()
+            last[name] = clock() - start
         deadline = time.perf_counter() + seconds
         for count in range(max_rounds):
             if count >= min_rounds and time.perf_counter() > deadline:
@@ -93,11 +99,12 @@ def compare(
             for name, function in functions.items():
                 if eviction is not None:
                     eviction.add_(1)
-                else:
+                elif last[name] < WARMED:
                     function()
                 start = clock()
                 function()
-                rounds[name].append(clock() - start)
+                last[name] = clock() - start
+                rounds[name].append(last[name])
     finally:
         torch.set_num_threads(before)
     return Comparison(rounds)

@@ -12,13 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-import fastfss.ops  # noqa: F401  (registers torch.ops.fastfss)
+import fastfss.ops
+from fastfss.methods import hypercorrelation
 
 
 def taps(size: int, kernel: int, stride: int, padding: int | None = None, dilation: int = 1) -> int:
@@ -146,12 +148,23 @@ class _Counter(TorchDispatchMode):
         return out
 
 
+def _whole_block(
+    fill: Callable[[Tensor, int], None], shape: Sequence[int], *weights: Tensor, **options: Any
+) -> Tensor:
+    """What center_pivot_block_in_parts does without an operation, by two that are counted."""
+    # Into rows with gaps dense_correlation_into writes by its operation.
+    maps = weights[0].new_zeros(*shape[:-1], shape[-1] + 1)[..., :-1]
+    fill(maps, 0)
+    return fastfss.ops.center_pivot_block(maps, *weights, **options)
+
+
 def flop_of(call: Callable[[], Any]) -> float:
     """FLOP of one call, two a multiply-add; the call runs once.
 
     Raises:
         RuntimeError: it runs an operation of ours whose FLOP nobody wrote down here.
     """
-    with _Counter() as counted:
+    whole = mock.patch.object(hypercorrelation, "center_pivot_block_in_parts", _whole_block)
+    with whole, _Counter() as counted:
         call()
     return counted.flop

@@ -5,7 +5,7 @@
 Ours runs in bfloat16, called and as one CUDA graph, at batch 1 and at a batch that fills the card;
 the published forward, which encodes the supports again for every query, in float32 as published,
 and in bfloat16. Weights are random. SSP's would select few positions, so both sides are made to
-select what bench/methods/test_ssp.py says.
+select what bench/methods/selections.py says.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu import ceilings, eager, machine, write
-from bench.methods.test_ssp import selections
+from bench.methods.selections import Forced, published_selections
 from fastfss import create_model
 from fastfss.methods import FewShotSegmenter, self_support
 from tests.methods.published_hsnet import published_predict
@@ -47,8 +46,7 @@ class Method:
 def _ssp(
     model: FewShotSegmenter, images: list[Tensor], masks: list[Tensor], query: Tensor
 ) -> Tensor:
-    passes = [one.to(query.device) for one in selections()]
-    forced = [[(s[0, 0].flatten() > 0, s[0, 1].flatten() > 0)] for s in passes]
+    forced = published_selections(query.device)
     return published_forward(model.encoder, "layer3", images, masks, query, selected=forced)
 
 
@@ -56,21 +54,6 @@ METHODS = (
     Method("ssp", 473, _ssp),
     Method("hsnet", 400, published_predict),  # type: ignore[arg-type]
 )
-
-
-@contextmanager
-def forced_selections() -> Iterator[None]:
-    """SSP's two passes select the same positions in every query."""
-    passes = [one.cuda() for one in selections()]
-    turns, own = {"next": 0}, self_support.select
-
-    def select(scores: Tensor, config: self_support.SelfSupportConfig) -> Tensor:
-        own(scores, config)  # takes its time all the same
-        turns["next"] ^= 1
-        return passes[1 - turns["next"]].to(scores.dtype).expand(len(scores), -1, -1, -1)
-
-    with mock.patch("fastfss.methods.self_support.select", select):
-        yield
 
 
 def measure(method: Method, batches: Sequence[int], profiles: Path | None) -> list[dict[str, Any]]:
@@ -157,7 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     # Libraries choose among their convolutions by time, as any server would let them.
     torch.backends.cudnn.benchmark = True
-    with torch.inference_mode(), forced_selections():
+    # Our own selection takes its time all the same.
+    forced = Forced("cuda", own=self_support.select)
+    with (
+        torch.inference_mode(),
+        mock.patch("fastfss.methods.self_support.select", forced),
+    ):
         for method in METHODS:
             rows += measure(method, options.batches, options.profile)
             write(options.out, about, rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -24,3 +26,18 @@ def test_functions_take_turns(caches: Caches, round_of: str) -> None:
     assert "".join(called) == "ab" + 3 * round_of
     assert [len(times) for times in measured.rounds.values()] == [3, 3]
     assert torch.get_num_threads() == before
+
+
+def test_long_calls_are_not_warmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.compare.WARMED", 0.05)
+    called: list[str] = []
+
+    def long() -> None:
+        called.append("long")
+        until = time.process_time() + 0.06
+        while time.process_time() < until:
+            pass
+
+    functions = {"long": long, "short": lambda: called.append("short")}
+    compare(functions, seconds=0, min_rounds=2, caches="warm")
+    assert called == ["long", "short", *2 * ["long", "short", "short"]]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import fastfss.ops
 from bench.flop import flop_of
+from fastfss.methods.hypercorrelation import Level, squeeze_block
 
 CONVOLUTIONS = {
     "plain": {"kernel": (3, 3)},
@@ -90,6 +91,18 @@ def test_center_pivots_count_as_convolutions_of_the_reference(stride):
         )
 
     assert count("auto") == count("reference")
+
+
+def test_correlations_in_parts_count_as_the_whole_ones():
+    level = Level(
+        [maps(8, 6, 5), maps(8, 6, 5)], [maps(8, 5, 6), maps(8, 5, 6)], torch.ones(2, 5, 6)
+    )
+    block = squeeze_block(2, (4, 8), (3, 3), (2, 1)).eval()
+    with torch.inference_mode():
+        pairs = level.correlations()
+        whole = flop_of(level.correlations) + flop_of(lambda: block(pairs))
+        assert whole > 0
+        assert flop_of(lambda: block(level)) == whole
 
 
 def test_every_public_operation_has_a_formula():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 import fastfss
 from bench.accuracy.sets import Categories, Episode, episodes, read_set
+from fastfss import Task
 from fastfss.data import read_mask
 from fastfss.encoders import Encoder
 from fastfss.methods import FewShotSegmenter
@@ -51,6 +52,10 @@ class RememberingEncoder(Encoder):
         return maps if names is None else {name: maps[name] for name in names}
 
 
+# An episode's number in the list, and the episode.
+Fit = Callable[[int, Episode], Task]
+
+
 def read_sets(root: Path) -> dict[str, Categories]:
     """The development sets below a folder, by the names used in the table."""
     return {
@@ -61,23 +66,33 @@ def read_sets(root: Path) -> dict[str, Categories]:
     }
 
 
-def score(model: FewShotSegmenter, chosen: Iterable[Episode]) -> dict[str, float]:
-    """mIoU in percent, and every class's IoU."""
+def score(
+    model: FewShotSegmenter, chosen: Iterable[Episode], fit: Fit | None = None
+) -> dict[str, float]:
+    """mIoU in percent, and every class's IoU.
+
+    Args:
+        model: segments the queries.
+        chosen: the episodes.
+        fit: makes the task of an episode, given its number too; by default of the masks.
+    """
     chosen = list(chosen)
     names = sorted({episode.category for episode in chosen})
     meter = FoldMeter(list(range(len(names))))
-    for episode in chosen:
-        task = model.fit(
-            [(one.image, one.mask) for one in episode.supports],
-            mask_value=episode.supports[0].value,
-        )
+    for number, episode in enumerate(chosen):
+        task = fit_masks(model, episode) if fit is None else fit(number, episode)
         result = model.predict(episode.query.image, task)
         truth = read_mask(episode.query.mask, value=episode.query.value)
         category = torch.tensor([names.index(episode.category)])
         meter.update(torch.from_numpy(result.labels)[None], truth[None], category)
-    per_class = meter.intersection[:, 1] / meter.union[:, 1].clamp_min(1)
-    ious = {name: round(100 * float(v), 1) for name, v in zip(names, per_class, strict=True)}
+    ious = {names[number]: round(iou, 1) for number, iou in meter.class_iou().items()}
     return {"miou": round(meter.compute()["miou"], 1), **ious}
+
+
+def fit_masks(model: FewShotSegmenter, episode: Episode) -> Task:
+    """The task of an episode's whole masks."""
+    shots = [(one.image, one.mask) for one in episode.supports]
+    return model.fit(shots, mask_value=episode.supports[0].value)
 
 
 def main() -> None:

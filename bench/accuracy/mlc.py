@@ -226,8 +226,7 @@ class Trainer:
             size = (truth.shape[0], truth.shape[1])
             labels = model.segment(images[1:], task, output_size=size).labels
             meter.update(labels, truth[None], torch.tensor([names.index(episode.category)]))
-        ious = 100 * meter.intersection[:, 1] / meter.union[:, 1].clamp_min(1)
-        return {name: round(float(iou), 2) for name, iou in zip(names, ious, strict=True)}
+        return {names[number]: round(iou, 2) for number, iou in meter.class_iou().items()}
 
     def mine(self, model: MLC, split: Split) -> LatentClasses:
         """Latent classes of the training images, with everything held out as background."""

@@ -17,16 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import fastfss
-from bench.accuracy.frozen import OBJECTS
+from bench.accuracy.frozen import OBJECTS, fit_masks, score
 from bench.accuracy.sets import Annotated, Episode, episodes, read_set
-from fastfss import Annotation
+from fastfss import Annotation, Task
 from fastfss.atomic import write_text_atomically
 from fastfss.data import read_mask
 from fastfss.methods import FewShotSegmenter
-from fastfss.protocols import FoldMeter
 
 DENSE = "dense"
 POINTS = ("1", "2", "4", "8", "16", "32", DENSE)
@@ -44,24 +42,18 @@ def annotation(support: Annotated, points: int, generator: random.Random) -> Ann
     return said
 
 
-def score(model: FewShotSegmenter, chosen: list[Episode], points: str, seed: int) -> float:
-    """mIoU in percent, classes averaged."""
-    names = sorted({episode.category for episode in chosen})
-    meter = FoldMeter(list(range(len(names))))
-    for number, episode in enumerate(chosen):
+def miou(model: FewShotSegmenter, chosen: list[Episode], points: str, seed: int) -> float:
+    """In percent, classes averaged."""
+
+    def fit(number: int, episode: Episode) -> Task:
+        if points == DENSE:
+            return fit_masks(model, episode)
         generator = random.Random(f"{seed} {number} {points}")
-        shots: list[tuple[Path, Path | Annotation]] = [
-            (one.image, one.mask)
-            if points == DENSE
-            else (one.image, annotation(one, int(points), generator))
-            for one in episode.supports
-        ]
-        task = model.fit(shots, mask_value=episode.supports[0].value if points == DENSE else None)
-        result = model.predict(episode.query.image, task)
-        truth: Tensor = read_mask(episode.query.mask, value=episode.query.value)
-        category = torch.tensor([names.index(episode.category)])
-        meter.update(torch.from_numpy(result.labels)[None], truth[None], category)
-    return round(meter.compute()["miou"], 1)
+        return model.fit(
+            [(one.image, annotation(one, int(points), generator)) for one in episode.supports]
+        )
+
+    return score(model, chosen, fit)["miou"]
 
 
 def main() -> None:
@@ -93,9 +85,9 @@ def main() -> None:
             episodes(categories, shots=shots, queries=arguments.queries, seed=arguments.seed)
         )
         for points in arguments.points:
-            miou = score(model, chosen, points, arguments.seed)
+            found = miou(model, chosen, points, arguments.seed)
             rows.append(
-                {"method": arguments.method, "shots": shots, "points": points, "miou": miou}
+                {"method": arguments.method, "shots": shots, "points": points, "miou": found}
             )
             print(json.dumps(rows[-1]), flush=True)
             if arguments.out is not None:

@@ -1,9 +1,8 @@
 """SSP with ResNet-50 at 473 px in every engine, against the published eager float32 forward.
 
 One thread; the supports lie in a Task, which the published forward encodes again for every query.
-As in bench/methods/test_ssp.py both it and our eager head are made to select 20 % foreground and
-75 % background; the exported graphs, which compute every position whatever is selected, select by
-themselves.
+Both it and our eager head are made to select what bench/methods/selections.py says; the exported
+graphs, which compute every position whatever is selected, select by themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from bench.compare import compare
-from bench.methods.test_ssp import SIZE, selections
+from bench.methods.selections import Forced, published_selections
+from bench.methods.test_ssp import SIZE
 from fastfss import SSP, Task, create_encoder, engines
 from fastfss.engines import Engine
 from fastfss.engines.examples import ExportSettings
@@ -94,15 +94,8 @@ def test_query_with_cached_support(
             benchmark.extra_info[f"{name}_relative_difference"] = float(error)
             assert error < (2e-2 if "bf16" in name else 1e-3)
 
-    first, second = selections()
-    forced = [[(s[0, 0].flatten() > 0, s[0, 1].flatten() > 0)] for s in (first, second)]
-    turns = {"next": 0}
-
-    def select(scores: Tensor, _config: object) -> Tensor:
-        turns["next"] ^= 1
-        return (first if turns["next"] else second).to(scores.dtype)
-
-    monkeypatch.setattr("fastfss.methods.self_support.select", select)
+    monkeypatch.setattr("fastfss.methods.self_support.select", Forced())
+    forced = published_selections()
 
     def published() -> Tensor:
         return published_forward(

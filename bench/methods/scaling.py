@@ -9,7 +9,6 @@ them, and what a method works with beside it is measured apart from it.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import statistics
 import sys
@@ -17,11 +16,11 @@ import time
 import warnings
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bench.memory import peak, resting
 from fastfss import Task, create_model
 from fastfss.methods import FewShotSegmenter
 
@@ -34,19 +33,6 @@ METHODS = {
     "propagation": ("resnet18", ("layer2",)),
 }
 MIB = 1 << 20
-
-
-def resting() -> float:
-    """MiB in use now, from which on Linux counts the peak anew; freed memory is given back."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak()
-
-
-def peak() -> float:
-    """MiB at most; not ru_maxrss, which a program inherits from the one that started it."""
-    with Path("/proc/self/status").open() as status:
-        return next(int(s.split()[1]) for s in status if s.startswith("VmHWM")) / 1024
 
 
 def shots(count: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.compare import compare
+from bench.methods.measuring import measure
 from fastfss import IMRHSNet, create_encoder
 from tests.methods.published_imr_hsnet import published_predict
 
@@ -28,18 +28,10 @@ def test_query_with_cached_support(benchmark: Any, stages: int, dtype: torch.dty
     task = fast.encode_support(images.to(dtype), maps)
     typed = query.to(dtype)
     arguments = whole, [images[:, 0]], [maps[:, 0]], query, query_map[:, 0]
-    forms = {
-        "published": lambda: published_predict(*arguments)[0],
-        "ours": lambda: fast.segment(typed, task, query_map=query_map).logits,
-    }
-    wanted = forms["published"]()
-    error = (forms["ours"]().float() - wanted).norm() / wanted.norm()
-    measured = compare(forms, seconds=20, min_rounds=3, caches="warm")
-    benchmark.pedantic(forms["ours"], rounds=3)
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published", "ours"), 2),
-        relative_error=float(error),
+    measure(
+        benchmark,
+        f"IMR-HSNet {stages} stages {dtype}",
+        lambda: published_predict(*arguments)[0],
+        lambda: fast.segment(typed, task, query_map=query_map).logits,
+        dtype=dtype,
     )
-    print(f"\nIMR-HSNet {stages} stages {dtype}: {measured}\n  relative error {error:.1e}")
-    assert error < (1e-4 if dtype == torch.float32 else 5e-2)

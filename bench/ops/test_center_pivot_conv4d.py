@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.ceiling import floor, multiply_adds
+from bench.ceiling import against_floor, multiply_adds
 from bench.compare import compare
 from bench.flop import taps
 from fastfss.methods.hypercorrelation import CenterPivotConv4d, HypercorrelationLearner
@@ -67,19 +67,11 @@ def record(
     forms = forms | {"multiply-adds": multiply_adds(dtype)}
     measured = compare(forms, seconds=10, caches="warm")
     benchmark.pedantic(forms["ours"], rounds=3)
-    rate = round(work / measured.median("ours"))
-    least = floor(work * 1e9, measured.median("multiply-adds"))
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published", "ours"), 2),
-        gflops=rate,
-        floor_ms=round(least * 1e3, 2),
-        of_floor=round(measured.median("ours") / least, 2),
-        relative_error=float(f"{error:.1e}"),
-    )
+    found = against_floor(measured, work * 1e9)
+    benchmark.extra_info.update(measured.as_dict(), **found, relative_error=float(f"{error:.1e}"))
     print(
-        f"\n{title} {dtype}: {measured}\n  {rate} GFLOP/s, floor {least * 1e3:.1f} ms, "
-        f"relative error {error:.1e}"
+        f"\n{title} {dtype}: {measured}\n  {found['gflops']} GFLOP/s, "
+        f"floor {found['floor_ms']:.1f} ms, relative error {error:.1e}"
     )
     # Fourteen blocks and a decoder after each other round to bfloat16 in the whole learner.
     assert error < (1e-5 if dtype == torch.float32 else 5e-2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.ceiling import floor, multiply_adds
+from bench.ceiling import against_floor, multiply_adds
 from bench.compare import compare
 from fastfss.ops import dense_correlation
 from tests.published import hsnet_correlation
@@ -45,12 +45,6 @@ def test_hsnet_correlations(benchmark: Any, dtype: torch.dtype) -> None:
         forms = {"published float32": published, "ours": ours}
         measured = compare(forms | {"multiply-adds": multiply_adds(dtype)}, seconds=15)
         benchmark.pedantic(ours, rounds=3)
-    least = floor(FLOPS, measured.median("multiply-adds"))
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published float32", "ours"), 2),
-        gflops=round(FLOPS / measured.median("ours") / 1e9),
-        floor_ms=round(least * 1e3, 2),
-        of_floor=round(measured.median("ours") / least, 2),
-    )
-    print(f"\nHSNet correlations {dtype}: {measured}\n  {benchmark.extra_info['gflops']} GFLOP/s")
+    found = against_floor(measured, FLOPS, published="published float32")
+    benchmark.extra_info.update(measured.as_dict(), **found)
+    print(f"\nHSNet correlations {dtype}: {measured}\n  {found['gflops']} GFLOP/s")

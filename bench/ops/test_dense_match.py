@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.ceiling import floor, multiply_adds
+from bench.ceiling import against_floor, multiply_adds
 from bench.compare import compare, plain_read
 from fastfss.ops import dense_match, dense_match_sums
 from tests.methods.published_ssp import published_self_support
@@ -51,15 +51,9 @@ def report(
         timed: dict[str, Callable[[], Any]] = {**functions, **ceilings}
         measured = compare(timed, seconds=8, caches="warm")
         benchmark.pedantic(functions["ours"], rounds=3)
-    least = floor(flop, measured.median("multiply-adds"))
-    benchmark.extra_info.update(
-        measured.as_dict(),
-        ratio=round(measured.ratio("published", "ours"), 2),
-        gflops=round(flop / measured.median("ours") / 1e9),
-        floor_ms=round(least * 1e3, 2),
-        of_floor=round(measured.median("ours") / least, 2),
-    )
-    print(f"\n{name} {dtype}: {measured}\n  floor {least * 1e3:.1f} ms")
+    found = against_floor(measured, flop)
+    benchmark.extra_info.update(measured.as_dict(), **found)
+    print(f"\n{name} {dtype}: {measured}\n  floor {found['floor_ms']:.1f} ms")
 
 
 def features(channels: int, side: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

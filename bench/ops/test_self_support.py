@@ -1,24 +1,22 @@
 """SSP's refined head at 473 px (N = 3600, C = 1024), against the published one.
 
-Random features select what they like, so both sides are made to take 20 % foreground, 75 %
-background and to change 7 % of the positions between the passes; see bench/methods/test_ssp.py.
+Random features select what they like, so both sides are made to select what
+bench/methods/selections.py says.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.ceiling import floor, multiply_adds
+from bench.ceiling import against_floor, multiply_adds
 from bench.compare import compare
 from bench.flop import flop_of
-from bench.methods.test_ssp import GRID, selections
+from bench.memory import peak_above
+from bench.methods.selections import GRID, Forced, published_selections
 from fastfss.methods.self_support import SelfSupportConfig, self_support
 from tests.methods.published_ssp import published_head
 
@@ -32,21 +30,8 @@ def episode(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return x, fg, bg
 
 
-class Forced:
-    """Stands in for fastfss.methods.self_support.select: the passes' selections in turn."""
-
-    def __init__(self) -> None:
-        self.passes = selections()
-        self.next = 0
-
-    def __call__(self, scores: Tensor, _config: object) -> Tensor:
-        self.next ^= 1
-        return self.passes[1 - self.next].to(scores.dtype)
-
-
 def published(x: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
-    pairs = ((s[0, 0].flatten() > 0, s[0, 1].flatten() > 0) for s in selections())
-    return published_head(x, fg, bg, selected=[[pair] for pair in pairs])
+    return published_head(x, fg, bg, selected=published_selections())
 
 
 def ours(x: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
@@ -75,8 +60,7 @@ def test_refined_head(benchmark: Any, monkeypatch: pytest.MonkeyPatch, dtype: to
         flop = flop_of(lambda: ours(*typed))
     benchmark.extra_info.update(
         measured.as_dict(),
-        floor_ms=round(floor(flop, measured.median("multiply-adds")) * 1e3, 2),
-        ratio=round(measured.ratio("published float32", "ours"), 2),
+        **against_floor(measured, flop, published="published float32"),
         ratio_same_dtype=round(measured.ratio(f"published {dtype}", "ours"), 2),
         largest_difference=float(difference),
     )
@@ -86,29 +70,14 @@ def test_refined_head(benchmark: Any, monkeypatch: pytest.MonkeyPatch, dtype: to
 
 def peak_above_start(function: str, dtype: str) -> float:
     """MiB that one call adds to the peak of a process of its own."""
-    program = textwrap.dedent(
-        f"""
-        import torch
-        import fastfss.methods.self_support as head
-        from bench.ops import test_self_support as bench
-        torch.set_num_threads(1)
-        head.select = bench.Forced()
-        def peak():  # not ru_maxrss, which a program inherits from the one that started it
-            with open("/proc/self/status") as status:
-                return next(int(s.split()[1]) for s in status if s.startswith("VmHWM")) / 1024
-        with torch.inference_mode():
-            x, fg, bg = bench.episode(torch.{dtype})
-            # A small call loads the libraries; its own memory is counted to the start.
-            small = torch.randn(256, 256, dtype=x.dtype) @ torch.randn(256, 256, dtype=x.dtype)
-            before = peak()
-            bench.{function}(x, fg, bg)
-        print(peak() - before)
-        """
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
-    )
-    return float(run.stdout)
+    setup = f"""
+    import fastfss.methods.self_support as head
+    from bench.ops import test_self_support as bench
+    head.select = bench.Forced()
+    x, fg, bg = bench.episode(torch.{dtype})
+    small = torch.randn(256, 256, dtype=x.dtype) @ torch.randn(256, 256, dtype=x.dtype)
+    """
+    return peak_above(setup, f"bench.{function}(x, fg, bg)")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

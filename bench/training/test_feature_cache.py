@@ -1,6 +1,7 @@
 """A training step with its encoder and with the encoder's maps from the disk, in the same run.
 
 A step is what the loop does: read two episodes, forward, backward, and the optimiser's step.
+DCAMA's takes 16 s either way, so its row takes two and a half minutes.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def test_a_step(benchmark: Any, name: str, tmp_path: Path) -> None:
 
     forms = {"encoder": step(maps=False), "cache": step(maps=True)}
     measured = compare(forms, seconds=20, min_rounds=3, caches="warm")
-    benchmark.pedantic(forms["cache"], rounds=3)
+    benchmark.pedantic(forms["cache"], rounds=1)
     ratio = round(measured.ratio("encoder", "cache"), 2)
     mib = round(cache.nbytes / len(numbers) / 2 / (1 << 20), 2)
     benchmark.extra_info.update(measured.as_dict(), ratio=ratio, mib_an_image=mib)

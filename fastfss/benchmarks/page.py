@@ -53,6 +53,13 @@ _TITLES: dict[Area, tuple[str, str]] = {
     "training": ("Training", ""),
     "other": ("Other measurements", ""),
 }
+_HOW = (
+    "`pytest bench --benchmark-only` measures all that needs no GPU, one after the other: about "
+    "seventy minutes of an idle core, as its parts add up. bench/methods takes 40 of them, because "
+    "a published forward takes up to 12 seconds a call; a row takes at most 75 seconds, but for "
+    "DCAMA's training step. `pytest bench/FOLDER --benchmark-only` measures a part, "
+    "`--benchmark-json FILE` keeps the rows, `-s` shows them."
+)
 _NO_PLOT = {
     plots.ACCURACY: "No row holds both accuracy (miou) and latency (query_ms): no plot of them.",
     plots.MEMORY: "No row holds both shots and memory: no plot of them.",
@@ -110,6 +117,7 @@ def render(
         "Made by `fastfss bench report` of the files in bench/results. A ratio is the published "
         "formulation's time by ours, percent of floor the least time this machine needs by ours; "
         f"{tables.NONE}: not measured.",
+        _HOW,
         str(tests) if tests else "The tests' state was not checked (`--tests junit.xml` does).",
         *_listed("Refused, because their tests are red:", refused),
         "## Machines",

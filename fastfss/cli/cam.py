@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,9 +15,9 @@ from rich.console import Console
 from torch import Tensor
 
 from fastfss.atomic import atomic_path, write_text_atomically
-from fastfss.cli.options import DebugOption
+from fastfss.cli.options import DebugOption, DeviceOption, ThreadsOption
 from fastfss.cli.prediction_run import progress_bar
-from fastfss.cli.prediction_settings import differences
+from fastfss.cli.prediction_settings import differences, file_record
 from fastfss.cli.queries import find_queries
 from fastfss.data import in_order, open_set, read_image
 from fastfss.errors import expected
@@ -66,8 +65,8 @@ def cam(
     ] = "coco",
     template: Annotated[str, typer.Option(help="The sentence around a name.")] = "a photo of a {}",
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 16,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make maps anew that are there.")
     ] = False,
@@ -94,7 +93,9 @@ def cam(
     else:
         names, work = _of_files(images or [], label or [], label_names(others), out)
     out.mkdir(parents=True, exist_ok=True)
-    _check_record(out, {"clip": _digest(clip), "template": template, "names": names}, overwrite)
+    _check_record(
+        out, {"clip": file_record(clip, "--clip"), "template": template, "names": names}, overwrite
+    )
     todo = [one for one in work if overwrite or not _is_done(one)]
     done = 0
     if todo:
@@ -168,7 +169,7 @@ def _of_files(
     if len(set(labels)) != len(labels):
         raise typer.BadParameter(f"--label: one is given twice in {', '.join(labels)}")
     names = list(dict.fromkeys([*labels, *others]))
-    files = find_queries(sources)
+    files = find_queries(sources, "--images")
     stems = [file.stem for file in files]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
@@ -199,13 +200,3 @@ def _check_record(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
                 "; ".join(found),
             )
     write_text_atomically(path, json.dumps(settings, indent=1) + "\n")
-
-
-def _digest(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"--clip '{path}': no such file")
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"file": path.name, "sha256": digest.hexdigest()}

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fastfss.cli.options import DebugOption
+from fastfss.cli.options import DebugOption, one_of
 from fastfss.cli.prediction_run import progress_bar
 from fastfss.data.prepare.archives import Report
 from fastfss.data.prepare.check import Findings, check_set
@@ -81,8 +81,7 @@ def _prepare_coco(
     """COCO-20i: train2014.zip, val2014.zip and annotations_trainval2014.zip."""
     from fastfss.data.prepare.coco import prepare_coco
 
-    if crowds not in ("keep", "skip"):
-        raise typer.BadParameter(f"--crowds: expected keep or skip, got {crowds!r}")
+    kept = one_of("--crowds", crowds, ("keep", "skip")) == "keep"
     _prepare(
         "coco",
         root,
@@ -92,7 +91,7 @@ def _prepare_coco(
             archives or [root],
             report,
             parts=[part.strip() for part in parts.split(",")],
-            crowds=crowds == "keep",
+            crowds=kept,
             overlaps=overlaps,
         ),
     )

@@ -15,9 +15,10 @@ import torch
 import typer
 
 from fastfss.atomic import check_writable, write_text_atomically
-from fastfss.cli.export import image_size, precision_of
-from fastfss.cli.options import DebugOption
+from fastfss.cli.export import image_size
+from fastfss.cli.options import DebugOption, ThreadsOption, one_of
 from fastfss.engines.choice import LIBRARIES, cpu_name
+from fastfss.engines.manifest import PRECISIONS
 
 if TYPE_CHECKING:
     from fastfss.engines.verify import Verification
@@ -61,7 +62,7 @@ def verify_command(
         typer.Option(help="Which; repeatable. By default all that do not compile for minutes."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    threads: ThreadsOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write all that was found.")
     ] = None,
@@ -98,7 +99,7 @@ def verify_command(
                 name,
                 Path(work) / f"{name}-{low}",
                 size=None if size is None else image_size(size, None),
-                precision=precision_of(low),
+                precision=one_of("--precision", low, PRECISIONS),
                 device=device,
                 backends=backend,
             )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -15,10 +16,12 @@ from fastfss.cli.options import (
     LayersOption,
     MethodOptions,
     layer_names,
+    one_of,
 )
 
 if TYPE_CHECKING:
     from fastfss.data.sets import MaskSet
+    from fastfss.interactive.refinement import RefinementName
     from fastfss.methods import FewShotSegmenter
     from fastfss.protocols.protocol import Protocol
     from fastfss.training.processes import Processes
@@ -98,9 +101,10 @@ def evaluate_command(
     """
     from fastfss.atomic import check_writable
     from fastfss.cli import eval_davis
-    from fastfss.cli.eval_clicks import ABOUT, run_clicks
+    from fastfss.cli.eval_clicks import ABOUT
     from fastfss.cli.making import method_options
     from fastfss.data.sets import open_set
+    from fastfss.interactive.refinement import RefinementName
     from fastfss.protocols.episode_lists import EpisodeList, draw_episodes, fold_of
     from fastfss.protocols.protocol import PROTOCOLS, get_protocol
     from fastfss.training.processes import processes
@@ -114,49 +118,25 @@ def evaluate_command(
         return
     if not protocol or data is None or out is None:
         raise typer.BadParameter("expected --protocol, --data and --out (--list-protocols helps)")
+    options = method_options(option or [], None)
+    about: dict[str, Any] = {"method": method, "encoder": backbone, "layers": layers}
+    about |= {"weights": weights, "size": size, "options": options}
     if protocol in ("clicks", "davis", eval_davis.INTERACTIVE):
-        settings = method_options(option or [], None)
-        about: dict[str, Any] = {"method": method, "encoder": backbone, "layers": layers}
-        about |= {"weights": weights, "size": size, "options": settings}
+        usual = "guided" if protocol == "clicks" else "none"
         with processes(device) as group:
-            if group.count > 1:
-                raise typer.BadParameter(f"--protocol {protocol} runs in one process")
-            if protocol != "clicks":
-                videos = eval_davis.open_videos(kind, data, part)
-            else:
-                images = open_set(kind or "folder", data, part or "val")
-            out.mkdir(parents=True, exist_ok=True)
-            check_writable(out, "--out")
-            model = _model(method, backbone, layers, weights, size, settings, group)
-            if protocol == eval_davis.INTERACTIVE:
-                eval_davis.run_interactive(
-                    model.for_inference(),
-                    videos,
-                    about,
-                    size=size or 480,
-                    count=episodes,
-                    out=out,
-                )
-                return
-            if protocol == "davis":
-                eval_davis.run_davis(
-                    model.for_inference(),
-                    videos,
-                    about,
-                    size=size or 480,
-                    count=episodes,
-                    refinement=refinement or "none",
-                    out=out,
-                )
-                return
-            run_clicks(
-                model,
-                images,
+            _run_sessions(
+                protocol,
+                lambda: _model(method, backbone, layers, weights, size, options, group),
+                data,
+                kind,
+                part,
                 about,
+                size=size,
                 count=episodes,
                 seed=split_seed,
-                refinement=refinement or "guided",  # type: ignore[arg-type]
+                refinement=one_of("--refinement", refinement or usual, get_args(RefinementName)),
                 out=out,
+                group=group,
             )
         return
     chosen = get_protocol(protocol)
@@ -195,14 +175,7 @@ def evaluate_command(
         }
     if save_episodes is not None:
         drawn[numbers[0]].save(save_episodes)
-    options = method_options(option or [], None)
-    about = {
-        "method": method,
-        "encoder": backbone,
-        "layers": layers,
-        "weights": weights,
-        "size": size,
-        "options": options,
+    about |= {
         "shots": shots,
         "ways": ways,
         "splits": folds,
@@ -225,6 +198,48 @@ def evaluate_command(
             for number in numbers[1:]:
                 build(number)  # wrong weights of a later fold show before the first is evaluated
         _run(chosen, images, drawn, build, about, batch, pictures, out, group)
+
+
+def _run_sessions(
+    protocol: str,
+    build: Callable[[], FewShotSegmenter],
+    images: Path,
+    kind: str | None,
+    part: str | None,
+    about: dict[str, Any],
+    *,
+    size: int | None,
+    count: int | None,
+    seed: int,
+    refinement: RefinementName,
+    out: Path,
+    group: Processes,
+) -> None:
+    """Evaluate a method in sessions, of clicks or of videos; in one process."""
+    from fastfss.atomic import check_writable
+    from fastfss.cli import eval_davis
+    from fastfss.cli.eval_clicks import run_clicks
+    from fastfss.data.sets import open_set
+
+    if group.count > 1:
+        raise typer.BadParameter(f"--protocol {protocol} runs in one process")
+    if protocol == "clicks":
+        objects = open_set(kind or "folder", images, part or "val")
+    else:
+        videos = eval_davis.open_videos(kind, images, part)
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out, "--out")
+    model = build()
+    if protocol == "clicks":
+        run_clicks(model, objects, about, count=count, seed=seed, refinement=refinement, out=out)
+        return
+    shorter, fast = size or 480, model.for_inference()
+    if protocol == eval_davis.INTERACTIVE:
+        eval_davis.run_interactive(fast, videos, about, size=shorter, count=count, out=out)
+    else:
+        eval_davis.run_davis(
+            fast, videos, about, size=shorter, count=count, refinement=refinement, out=out
+        )
 
 
 def _run(

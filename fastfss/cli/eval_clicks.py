@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+import fastfss
 from fastfss.atomic import write_text_atomically
 from fastfss.cli.prediction_run import progress_bar
 from fastfss.data.sets import MaskSet
@@ -51,6 +52,7 @@ def run_clicks(
         report = evaluate_clicks(by_session(model, refinement), images, objects, progress=advance)
     plain = {
         "protocol": "clicks",
+        "fastfss": fastfss.__version__,
         **about,
         "refinement": refinement,
         "seed": seed,

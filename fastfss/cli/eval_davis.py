@@ -15,6 +15,7 @@ import fastfss
 from fastfss.atomic import write_text_atomically
 from fastfss.cli.prediction_run import progress_bar
 from fastfss.data.videos import VideoSet, open_davis
+from fastfss.interactive.refinement import RefinementName
 from fastfss.methods import FewShotSegmenter
 from fastfss.protocols.davis import evaluate_davis
 from fastfss.protocols.davis_interactive import evaluate_interactive
@@ -40,7 +41,7 @@ def run_davis(
     *,
     size: int,
     count: int | None,
-    refinement: str,
+    refinement: RefinementName,
     out: Path,
 ) -> None:
     """Evaluate and write results.json.

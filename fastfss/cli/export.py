@@ -15,10 +15,11 @@ from fastfss.cli.options import (
     MethodOptions,
     WeightsOption,
     layer_names,
+    one_of,
 )
 from fastfss.cli.queries import find_queries
 from fastfss.data import read_support_folder
-from fastfss.engines.manifest import PRECISIONS, Precision
+from fastfss.engines.manifest import PRECISIONS
 from fastfss.errors import import_extra
 from fastfss.methods import create_model
 from fastfss.methods.named_models import NAMED_MODELS
@@ -97,12 +98,14 @@ def export(
     )
     own = model.size if isinstance(model.size, int) else model.default_size
     sides, told = image_size(size, own), {**named, **options}
-    settings = ExportSettings(sides, shots, ways, dynamic, precision_of(precision), options=told)
+    settings = ExportSettings(
+        sides, shots, ways, dynamic, one_of("--precision", precision, PRECISIONS), options=told
+    )
     manifest = export_engine(
         model,
         out,
         settings,
-        calibration=find_queries(calibrate or [])[:_CALIBRATION],
+        calibration=find_queries(calibrate or [], "--calibrate")[:_CALIBRATION],
         check_set=[CheckClass(f.absolute().name, read_support_folder(f)) for f in check or []],
         aot_inductor=aot,
         overwrite=overwrite,
@@ -112,18 +115,6 @@ def export(
     typer.echo(
         f"{manifest.method}, {manifest.precision}, {shown}, {shots} shots, {ways} ways -> {out}"
     )
-
-
-def precision_of(text: str) -> Precision:
-    """The precision of a name.
-
-    Raises:
-        typer.BadParameter: none of those that there are.
-    """
-    for one in PRECISIONS:
-        if one == text:
-            return one
-    raise typer.BadParameter(f"--precision: expected one of {', '.join(PRECISIONS)}, got {text!r}")
 
 
 def image_size(text: str | None, default: int | None) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -73,6 +74,25 @@ ShorterSideOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+
+
+Choice = TypeVar("Choice", bound=str)
+
+
+def one_of(flag: str, text: str, choices: Sequence[Choice]) -> Choice:
+    """The choice that an option names.
+
+    Raises:
+        typer.BadParameter: none of them.
+
+    Examples:
+        >>> one_of("--crowds", "keep", ("keep", "skip"))
+        'keep'
+    """
+    for choice in choices:
+        if choice == text:
+            return choice
+    raise typer.BadParameter(f"{flag}: expected one of {', '.join(choices)}, got {text!r}")
 
 
 def layer_names(layers: str | None) -> tuple[str, ...] | None:

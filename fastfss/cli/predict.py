@@ -35,6 +35,7 @@ from fastfss.cli.options import (
     ThreadsOption,
     WeightsOption,
     layer_names,
+    one_of,
 )
 from fastfss.cli.prediction_folder import REPORT, PendingQuery, PredictionFolder
 from fastfss.cli.prediction_run import Model, progress_bar, segment_queries
@@ -221,7 +222,7 @@ def predict(
             task or [],
             value,
         ),
-        unsaid=_unsaid(unsaid),
+        unsaid=None if unsaid is None else one_of("--unsaid", unsaid, get_args(Unsaid)),
         engine=engine,
         text=None if clip is None else TextSettings(clip, others, label_threshold),
     )
@@ -347,16 +348,6 @@ def support_shots(
     if len(files) % 2:
         raise typer.BadParameter(f"--support: expected images and masks, got {len(files)} files")
     return tuple(zip(files[::2], files[1::2], strict=True))
-
-
-def _unsaid(text: str | None) -> Unsaid | None:
-    choices: tuple[Unsaid, ...] = get_args(Unsaid)
-    for choice in choices:
-        if choice == text:
-            return choice
-    if text is not None:
-        raise typer.BadParameter(f"--unsaid: expected one of {', '.join(choices)}, got {text!r}")
-    return None
 
 
 def _ways(

@@ -13,12 +13,13 @@ from fastfss.errors import expected
 _LONGEST_NAME = 180
 
 
-def find_queries(sources: Iterable[str]) -> list[Path]:
-    """List the files of ``--query``.
+def find_queries(sources: Iterable[str], argument: str = "--query") -> list[Path]:
+    """List the files of ``--query``, or of another option that takes the same.
 
     Args:
         sources: files, folders (their images, without subfolders) and patterns (``**`` goes through
             subfolders).
+        argument: the option, for the errors.
 
     Returns:
         Absolute paths, in the order given, each once; those of a folder or pattern are sorted.
@@ -35,7 +36,7 @@ def find_queries(sources: Iterable[str]) -> list[Path]:
             if not images:
                 deeper = f"; for its subfolders give '{path / '**' / '*.jpg'}'"
                 hint = deeper if any(entry.is_dir() for entry in path.iterdir()) else ""
-                raise expected(f"--query '{source}'", "a folder with images", f"none{hint}")
+                raise expected(f"{argument} '{source}'", "a folder with images", f"none{hint}")
         elif path.exists():
             images = [path]
         else:
@@ -43,7 +44,7 @@ def find_queries(sources: Iterable[str]) -> list[Path]:
             matches = (Path(name) for name in sorted(glob.glob(source, recursive=True)))  # noqa: PTH207
             images = [match for match in matches if match.is_file()]
             if not images:
-                raise FileNotFoundError(f"--query '{source}': no such file or folder")
+                raise FileNotFoundError(f"{argument} '{source}': no such file or folder")
         # Not resolve(): a link's own name is the one the user knows.
         found.update(dict.fromkeys(image.absolute() for image in images))
     return list(found)

@@ -36,6 +36,7 @@ from fastfss.cli.options import (
     ThreadsOption,
     WeightsOption,
     layer_names,
+    one_of,
 )
 from fastfss.cli.predict import support_shots
 from fastfss.cli.prediction_run import interruptions, progress_bar
@@ -129,6 +130,7 @@ def video(
         raise typer.BadParameter("expected --mask, --click, --scribble, --box or --support")
     if mask is not None and said is not None:
         raise typer.BadParameter("--mask stands for --click, --scribble and --box; got both")
+    towards: Direction = one_of("--direction", direction, get_args(Direction))
     formats = _formats(format)
     settings = PredictionSettings(
         method=method or chosen_video_method(backbone, weights),
@@ -148,13 +150,13 @@ def video(
     if threads is not None:
         torch.set_num_threads(threads)
     opened = open_source(source)
-    last = _last(opened, frame, direction, first, last)
+    last = _last(opened, frame, first, last)
     labels = None if mask is None else read_labels(mask, opened.size, "--mask")
     session = _session(opened, settings, refinement, device, backend, out, record, overwrite)
     with session:
         if not session.history:
             _say(session, frame, labels, said, support or [])
-        code = _follow(session, frame, direction, first, last, out)
+        code = _follow(session, frame, towards, first, last, out)
         for one in formats if code == 0 else []:
             session.export(out / _FILES[one], one)
             typer.echo(f"{one}: {out / _FILES[one]}")
@@ -189,7 +191,7 @@ def _session(
         source,
         inference_model(model, device, backend, images=source.count),
         size=settings.size,
-        refinement=_refinement(refinement),
+        refinement=one_of("--refinement", refinement, get_args(RefinementName)),
         click_model=chosen_click_model(settings.method, device, backend),
         workspace=folder,
     )
@@ -217,10 +219,11 @@ def _say(
 
 
 def _follow(
-    session: VideoSession, frame: int, direction: str, first: int, last: int, out: Path
+    session: VideoSession, frame: int, direction: Direction, first: int, last: int, out: Path
 ) -> int:
     """Segment what is left to do, saving now and then; the exit code."""
-    ways = [way for way in ("forward", "backward") if direction in (way, "both")]
+    both: tuple[Direction, ...] = ("forward", "backward")
+    ways = both if direction == "both" else (direction,)
     console = Console(stderr=True, highlight=False, emoji=False)
     bar = progress_bar(console)
     saved = started = time.monotonic()
@@ -236,9 +239,8 @@ def _follow(
             bar.update(task, completed=len(has))
             if at == end and at in has:
                 continue
-            inner: Direction = "forward" if way == "forward" else "backward"
             for _ in session.propagate(
-                at, direction=inner, first=first, last=last, cancel=interrupted
+                at, direction=way, first=first, last=last, cancel=interrupted
             ):
                 done += 1
                 bar.update(task, advance=1)
@@ -255,10 +257,8 @@ def _follow(
     return 0
 
 
-def _last(source: FrameSource, frame: int, direction: str, first: int, last: int | None) -> int:
-    """The last frame to segment; what says where to go is checked."""
-    if direction not in get_args(Direction):
-        raise expected("--direction", f"one of {', '.join(get_args(Direction))}", repr(direction))
+def _last(source: FrameSource, frame: int, first: int, last: int | None) -> int:
+    """The last frame to segment; ValueError where the three are in no order."""
     count = source.count or 0
     last = count - 1 if last is None else last
     if not first <= frame <= last < count:
@@ -273,11 +273,3 @@ def _formats(text: str) -> list[ExportFormat]:
     if not wanted or set(wanted) - set(known):
         raise typer.BadParameter(f"--format: expected {', '.join(known)}, got {text!r}")
     return [one for one in known if one in wanted]
-
-
-def _refinement(name: str) -> RefinementName:
-    choices: tuple[RefinementName, ...] = get_args(RefinementName)
-    for choice in choices:
-        if choice == name:
-            return choice
-    raise expected("--refinement", f"one of {', '.join(choices)}", repr(name))

@@ -152,8 +152,7 @@ class OverlappingMasks(MaskSet):
 
     def image(self, number: int) -> Tensor:
         """As `MaskSet.image`."""
-        pixels = read_rgb(self.items[number].image)
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return read_rgb(self.items[number].image)
 
     def labels(self, number: int) -> Tensor:
         """As `MaskSet.labels`; where classes overlap the higher one is taken."""

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastfss.data.index import Pair, Progress, Scanned, read_rgb, scan
+from fastfss.data.index import Pair, Progress, Scanned, check_equal_sizes, read_rgb, scan
 from fastfss.data.list_digests import PUBLISHED_LISTS
 from fastfss.data.lists import lines_digest, read_names
 from fastfss.data.pixels import decoding
@@ -109,17 +109,14 @@ class FSS1000(MaskSet):
 
     def image(self, number: int) -> Tensor:
         """As `MaskSet.image`."""
-        pixels = read_rgb(self.items[number].image)
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return read_rgb(self.items[number].image)
 
     def labels(self, number: int) -> Tensor:
         """As `MaskSet.labels`; a ValueError, for there are too many classes.
 
         A part of no more classes than 254 still numbers them beyond a uint8.
         """
-        if max(self.classes) > 254:
-            wanted = "class ids up to 254 for a label map; use mask(number, cls)"
-            raise expected("labels", wanted, f"{max(self.classes)} in {self.root}")
+        self.check_labels()
         return self.mask(number, self._own[number]) * self._own[number]
 
     def mask(self, number: int, cls: int) -> Tensor:
@@ -197,9 +194,7 @@ def _read_pair(image: Path, mask: Path) -> Scanned:
         counts = opened.convert("L").histogram()
     with decoding(f"image '{image}'"), Image.open(image) as opened:
         own = (opened.height, opened.width)
-    if own != size:
-        wanted = f"{own[0]} rows x {own[1]} columns as its image has"
-        raise expected(f"mask '{mask}'", wanted, f"{size[0]} x {size[1]}")
+    check_equal_sizes(image, own, mask, size)
     objects = sum(counts[_OBJECT:])
     labels = {0: size[0] * size[1] - objects, 1: objects}
     return Scanned(size, {label: count for label, count in labels.items() if count})

@@ -16,7 +16,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from fastfss.atomic import write_text_atomically
 from fastfss.caching import cache_folder
@@ -154,7 +156,7 @@ def read_pair(image: Path, mask: Path) -> Scanned:
         if int(labels.max()) > 255:
             raise expected(f"mask '{mask}'", "labels up to 255", str(int(labels.max())))
         counts = dict(enumerate(np.bincount(labels.numpy().ravel()).tolist()))
-    _check_size(image, size, mask)
+    check_equal_sizes(image, image_size(image), mask, size)
     return Scanned(size, {label: count for label, count in counts.items() if count})
 
 
@@ -181,7 +183,7 @@ def read_index_pair(image: Path, mask: Path) -> Scanned:
         raise _not_indices(mask, mode)
     with decoding(f"image '{image}'"), Image.open(image) as opened:
         own = (opened.height, opened.width)
-    _check_equal(image, own, mask, size)
+    check_equal_sizes(image, own, mask, size)
     return Scanned(size, {label: count for label, count in enumerate(counts) if count})
 
 
@@ -195,10 +197,11 @@ def read_indices(mask: Path) -> npt.NDArray[np.uint8]:
     return values
 
 
-def read_rgb(image: Path) -> npt.NDArray[np.uint8]:
-    """Read an image as published loaders do, (H, W, 3): RGB, without EXIF rotation."""
+def read_rgb(image: Path) -> Tensor:
+    """Read an image as published loaders do, uint8 (3, H, W): RGB, without EXIF rotation."""
     with decoding(f"image '{image}'"), Image.open(image) as opened:
-        return np.array(opened.convert("RGB"))
+        pixels = np.array(opened.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _not_indices(mask: Path, mode: str) -> ValueError:
@@ -223,11 +226,8 @@ def _raise_from(problems: Sequence[Exception], least: int = 1) -> None:
     raise kind("; ".join(str(problem) for problem in problems[:_MOST_PROBLEMS]))
 
 
-def _check_size(image: Path, size: tuple[int, int], mask: Path) -> None:
-    _check_equal(image, image_size(image), mask, size)
-
-
-def _check_equal(image: Path, own: tuple[int, int], mask: Path, size: tuple[int, int]) -> None:
+def check_equal_sizes(image: Path, own: tuple[int, int], mask: Path, size: tuple[int, int]) -> None:
+    """Raise a ValueError that names both unless a mask has its image's height and width."""
     if own != size:
         wanted = f"{own[0]} rows x {own[1]} columns as its image '{image}' has"
         raise expected(f"mask '{mask}'", wanted, f"{size[0]} x {size[1]}")

@@ -17,7 +17,8 @@ from fastfss.data.index import (
     read_rgb,
     scan,
 )
-from fastfss.data.sets import IGNORE, Item, MaskSet
+from fastfss.data.masks import IGNORE
+from fastfss.data.sets import Item, MaskSet
 from fastfss.errors import expected
 
 
@@ -66,8 +67,7 @@ class LabelMaps(MaskSet):
 
     def image(self, number: int) -> Tensor:
         """As `MaskSet.image`."""
-        pixels = read_rgb(self.items[number].image)
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return read_rgb(self.items[number].image)
 
     def labels(self, number: int) -> Tensor:
         """As `MaskSet.labels`."""

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 from fastfss.data.list_digests import PUBLISHED_LISTS
 from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
+from fastfss.reading import read_text
 
 ListKind: TypeAlias = Literal["pascal", "coco"]
 ListPart: TypeAlias = Literal["trn", "val"]
@@ -319,8 +320,5 @@ def _coco_folder(part: ListPart) -> str:
 
 
 def _lines(path: Path) -> Sequence[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise expected(f"list '{path}'", "a text file", "other bytes") from None
+    text = read_text(path, f"list '{path}'", encoding="utf-8-sig")
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from fastfss.atomic import atomic_path
 from fastfss.data.index import Progress
-from fastfss.data.sets import IGNORE, MOST_CLASSES, MaskSet
+from fastfss.data.masks import IGNORE
+from fastfss.data.resizing import MaskResize, resize_image, resize_maps
+from fastfss.data.sets import MOST_CLASSES, MaskSet
 from fastfss.errors import expected
 
 _Number = TypeVar("_Number")
@@ -33,8 +33,6 @@ _VERSION = 1
 _MIB = 1 << 20
 # Items begin where pages do, and so does the first.
 _ALIGNMENT = 4096
-
-MaskResize = Literal["torch", "pillow"]
 
 
 class CachedImages(MaskSet):
@@ -56,8 +54,8 @@ class CachedImages(MaskSet):
         memory_mib: room in memory.
         path: a folder for a file instead.
         limit_mib: room of the file; by default what is needed.
-        mask_resize: "torch": row i of n takes floor(i H / n), as in HSNet; "pillow": floor((i +
-            1/2) H / n), as in PANet. Images are resized by Pillow, bilinear and antialiased.
+        mask_resize: see `fastfss.data.resizing.resize_maps`. Images are resized by Pillow, bilinear
+            and antialiased.
 
     Raises:
         ValueError: neither or both places, or a size or room that is none.
@@ -82,7 +80,7 @@ class CachedImages(MaskSet):
         for name, room in (("memory_mib", memory_mib), ("limit_mib", limit_mib)):
             if room is not None and room < 1:
                 raise expected(name, "at least 1", str(room))
-        if mask_resize not in ("torch", "pillow"):
+        if mask_resize not in get_args(MaskResize):
             raise expected("mask_resize", "torch or pillow", repr(mask_resize))
         self.images = images
         self.size = (size, size) if isinstance(size, int) else size
@@ -179,17 +177,12 @@ class CachedImages(MaskSet):
 
     def _decoded_image(self, number: int) -> Tensor:
         image = self.images.image(number)
-        return image if self.size is None else _resized_image(image, self.size)
+        return image if self.size is None else resize_image(image, self.size)
 
     def _resized_map(self, labels: Tensor) -> Tensor:
-        if self.size is None or labels.shape == self.size:
+        if self.size is None:
             return labels
-        if self.mask_resize == "torch":
-            return F.interpolate(labels[None, None], self.size, mode="nearest")[0, 0]
-        height, width = self.size
-        pillow = Image.fromarray(labels.numpy())
-        nearest = Image.Resampling.NEAREST
-        return torch.from_numpy(np.array(pillow.resize((width, height), nearest)))
+        return resize_maps(labels[None], self.size, self.mask_resize)[0]
 
     def _lay_out(self, room: int | None) -> tuple[list[tuple[int, tuple[int, ...]] | None], int]:
         """Where each item lies and its shape, None without room; and how many bytes that is."""
@@ -256,15 +249,6 @@ def in_order(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _resized_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(image.shape[1:]) == size:
-        return image
-    height, width = size
-    pillow = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    resized = np.asarray(pillow.resize((width, height), Image.Resampling.BILINEAR))
-    return torch.from_numpy(resized.transpose(2, 0, 1).copy())
 
 
 class _Store:

@@ -12,7 +12,8 @@ from torch import Tensor
 from fastfss.data.folders import list_images, read_support_folder
 from fastfss.data.images import read_image
 from fastfss.data.index import Pair, Progress, Scanned, read_labels, read_pair, scan
-from fastfss.data.sets import IGNORE, MOST_CLASSES, Item, MaskSet
+from fastfss.data.masks import IGNORE
+from fastfss.data.sets import MOST_CLASSES, Item, MaskSet
 from fastfss.errors import expected
 from fastfss.reading import read_json, read_text
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastfss.data.masks import IGNORE
 from fastfss.errors import expected, expected_kind
 
-IGNORE = 255
 # uint8 labels: 0 is background, 255 ignored.
 MOST_CLASSES = 254
 
@@ -119,9 +119,9 @@ class MaskSet(ABC):
 
     def check_labels(self) -> None:
         """Raise a ValueError if the classes do not fit a uint8 label map."""
-        if len(self.classes) > MOST_CLASSES:
-            wanted = f"at most {MOST_CLASSES} classes for a label map; use mask(number, cls)"
-            raise expected("labels", wanted, f"{len(self.classes)} classes in {self.root}")
+        if max(self.classes) > MOST_CLASSES:
+            wanted = f"class ids up to {MOST_CLASSES} for a label map; use mask(number, cls)"
+            raise expected("labels", wanted, f"{max(self.classes)} in {self.root}")
 
 
 # kind -> module and function (root, part, **options). The modules load when they are asked for.

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastfss.data.sets import IGNORE, MaskSet
+from fastfss.data.masks import IGNORE
+from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
 
 DENSE = -1  # a count: every pixel is annotated

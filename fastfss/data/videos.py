@@ -43,7 +43,7 @@ class Video:
 
     def frame(self, number: int) -> Tensor:
         """A frame: uint8 (3, H, W), RGB."""
-        return torch.from_numpy(read_rgb(self.frames[number])).permute(2, 0, 1).contiguous()
+        return read_rgb(self.frames[number])
 
     def labels(self, number: int) -> Tensor:
         """The mask of a frame: uint8 (H, W), 0 background, n the n-th object.

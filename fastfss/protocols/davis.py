@@ -16,6 +16,7 @@ import numpy as np
 
 from fastfss.data.videos import Video
 from fastfss.errors import expected
+from fastfss.interactive.refinement import RefinementName
 from fastfss.methods import FewShotSegmenter
 from fastfss.protocols.video_metrics import ObjectScore, score_frame
 from fastfss.video import MemoryConfig, VideoSession
@@ -93,7 +94,7 @@ def evaluate_davis(
     *,
     size: int | None = 480,
     memory: MemoryConfig | None = None,
-    refinement: Any = "none",
+    refinement: RefinementName = "none",
     progress: Callable[[], None] | None = None,
 ) -> DavisReport:
     """Follow the objects of each first frame through its sequence, and score the frames.

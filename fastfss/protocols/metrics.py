@@ -68,7 +68,7 @@ class ConfusionMeter(Meter):
     def class_iou(self) -> dict[int, float]:
         """The IoU of the classes that occurred, in percent."""
         matrix = self._seen()
-        iou = 100 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
+        iou = 100 * intersection_of(matrix) / union_of(matrix)
         return {c: float(iou[c]) for c in range(1, len(iou)) if not iou[c].isnan()}
 
     def compute(self) -> dict[str, float]:

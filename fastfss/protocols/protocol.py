@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
+from fastfss.data.resizing import MaskResize
 from fastfss.errors import expected
 from fastfss.protocols.folds import FoldRule
 
 Sampler = Literal["hsnet", "fss1000", "pfenet", "panet", "ssp", "denet", "class"]
 Reading = Literal["square", "letterbox", "original", "method"]
-MaskResize = Literal["torch", "pillow"]
 Figure = Literal["fold", "seen", "pfenet", "confusion", "panet", "denet"]
 
 
@@ -37,7 +37,7 @@ class Protocol:
         reading: how images reach the method: "square": both sides to `size`; "letterbox": PFENet's;
             "original": as they are; "method": as `fit` and `predict` do it.
         size: pixels; None is the method's own.
-        mask_resize: how "square" shrinks masks: nearest as torch or as Pillow has it.
+        mask_resize: how "square" shrinks masks, see `fastfss.data.resizing.resize_maps`.
         score_original: whether scores are counted at the image's own size.
         void_support: what support pixels of 255 become, background (0) or not known (255).
         void_query: likewise of the query: counted as background, or left out.

@@ -6,21 +6,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from fastfss.data.letterbox import letterbox_image, letterbox_labels
+from fastfss.data.masks import IGNORE
+from fastfss.data.resizing import resize_image, resize_maps
 from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
 from fastfss.methods import FewShotSegmenter
 from fastfss.methods.frames import frame_image, frame_mask, frame_size
 from fastfss.protocols.episode_lists import ListedEpisode
 from fastfss.protocols.protocol import Protocol
-
-IGNORED = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +130,8 @@ class Reader:
         mask = self.images.mask(member, number)
         known = torch.stack([self.images.mask(member, one) == 1 for one in classes]).any(dim=0)
         background = (~known).to(torch.uint8)
-        if self.protocol.void_support != IGNORED:
-            mask = torch.where(mask == IGNORED, self.protocol.void_support, mask)
+        if self.protocol.void_support != IGNORE:
+            mask = torch.where(mask == IGNORE, self.protocol.void_support, mask)
         image, small, rest = (
             self._image(self.images.image(member)),
             self._small_support(mask[None]),
@@ -150,7 +148,7 @@ class Reader:
         for way, number in enumerate(episode.classes, start=1):
             mask = self.images.mask(episode.query, number)
             if truth is None:
-                truth = torch.where(mask == IGNORED, self.protocol.void_query, 0).to(torch.uint8)
+                truth = torch.where(mask == IGNORE, self.protocol.void_query, 0).to(torch.uint8)
             truth[mask == 1] = way
         assert truth is not None
         return truth[None]
@@ -162,9 +160,7 @@ class Reader:
         """uint8 (3, H, W) to (1, 3, h, w), normalised."""
         protocol, size = self.protocol, self.size
         if protocol.reading == "square" and size is not None:
-            picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-            resized = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
-            pixels = torch.from_numpy(resized.copy()).permute(2, 0, 1)[None].float() / 255
+            pixels = resize_image(image, (size, size))[None].float() / 255
         else:
             pixels = image[None].float() / 255
             if protocol.reading == "letterbox" and size is not None:
@@ -187,12 +183,7 @@ class Reader:
             return mask
         if self.protocol.reading == "letterbox":
             return letterbox_labels(mask, size)
-        if self.protocol.mask_resize == "pillow":
-            picture = Image.fromarray(mask[0].numpy())
-            resized = np.asarray(picture.resize((size, size), Image.Resampling.NEAREST))
-            return torch.from_numpy(resized.copy())[None]
-        small = F.interpolate(mask[None].float(), (size, size), mode="nearest")
-        return small[0].to(mask.dtype)
+        return resize_maps(mask, (size, size), self.protocol.mask_resize)
 
 
 def _enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 
 from fastfss.atomic import write_text_atomically
+from fastfss.data.masks import IGNORE
+from fastfss.data.resizing import resize_image
 from fastfss.data.sets import MaskSet
 from fastfss.methods import FewShotSegmenter
 from fastfss.protocols.episode_lists import EpisodeList
 from fastfss.protocols.evaluation import Evaluation, segment_episode
 from fastfss.protocols.protocol import Protocol
-from fastfss.protocols.reading import IGNORED, Reader
+from fastfss.protocols.reading import Reader
 
 _THUMBNAIL = 224
 _OBJECT, _MISSED, _WRONG = (0, 158, 115), (0, 114, 178), (213, 94, 0)  # colour-blind safe
@@ -235,11 +237,8 @@ def _support(image: torch.Tensor, mask: torch.Tensor) -> str:
 
 def _outcome(image: torch.Tensor, labels: torch.Tensor, truth: torch.Tensor) -> str:
     """The query at the size at which it was scored."""
-    known, found, wanted = truth != IGNORED, labels > 0, (truth > 0) & (truth != IGNORED)
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    height, width = truth.shape
-    scored = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(scored.copy()).permute(2, 0, 1)
+    known, found, wanted = truth != IGNORE, labels > 0, (truth > 0) & (truth != IGNORE)
+    pixels = resize_image(image, (truth.shape[0], truth.shape[1]))
     layers = {
         _OBJECT: found & wanted & (labels == truth),
         _WRONG: known & found & ~(labels == truth),

@@ -128,8 +128,8 @@ def longest_path(pixels: Mask) -> npt.NDArray[np.int64]:  # (N, 2) of row and co
     nodes = {(int(y), int(x)) for y, x in np.argwhere(pixels)}
     if not nodes:
         return np.zeros((0, 2), np.int64)
-    first = _from(min(nodes), nodes)[-1]
-    order, before = _searched(first, nodes)
+    order, _ = _searched(min(nodes), nodes)
+    order, before = _searched(order[-1], nodes)
     path = [order[-1]]
     while (node := before[path[-1]]) is not None:
         path.append(node)
@@ -137,10 +137,6 @@ def longest_path(pixels: Mask) -> npt.NDArray[np.int64]:  # (N, 2) of row and co
 
 
 Node = tuple[int, int]
-
-
-def _from(start: Node, nodes: set[Node]) -> list[Node]:
-    return _searched(start, nodes)[0]
 
 
 def _searched(start: Node, nodes: set[Node]) -> tuple[list[Node], dict[Node, Node | None]]:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastfss.data.resizing import resize_maps
 from fastfss.data.sets import MaskSet
 from fastfss.data.sparse import sparsify
 from fastfss.training.activations import ActivationMaps
 from fastfss.training.feature_cache import FeatureCache
 from fastfss.training.recipe import DataConfig, TransformConfig
 from fastfss.training.samplers import Drawn, Sampler
-from fastfss.training.transforms import IGNORED, Transform, is_flipped, shrink_maps
+from fastfss.training.transforms import IGNORED, Transform, is_flipped
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class EpisodeDataset(Dataset[Batch]):
         if self.cache is None:
             pixels, stack = self.apply(self.images.image(image), stack, generator)
         else:
-            stack = shrink_maps(stack, self.transform.size, self.transform.mask_resize)
+            stack = resize_maps(stack, (self.transform.size,) * 2, self.transform.mask_resize)
             mirrored = is_flipped(self.transform.flip, generator)
             maps = self.cache.maps(image, mirrored=mirrored)
             stack = stack.flip(-1) if mirrored else stack

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from fastfss.atomic import write_text_atomically
+from fastfss.data.resizing import resize_image
 from fastfss.data.sets import MaskSet
 from fastfss.encoders import Encoder
 from fastfss.encoders.base import StagedEncoder
 from fastfss.errors import expected, expected_kind
 from fastfss.methods import FewShotSegmenter
-from fastfss.training.transforms import resize_square
 
 FORMAT = "fastfss-maps-1"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -242,10 +242,7 @@ def uncached(model: FewShotSegmenter) -> Iterator[None]:
 
 def _framed(images: MaskSet, numbers: Sequence[int], size: int) -> Tensor:
     """uint8 (N, 3, size, size), as training brings images to the size."""
-    nothing = torch.zeros((1, 1, 1), dtype=torch.uint8)
-    return torch.stack(
-        [resize_square(images.image(number), nothing, size, "torch")[0] for number in numbers]
-    )
+    return torch.stack([resize_image(images.image(number), (size, size)) for number in numbers])
 
 
 @torch.no_grad()

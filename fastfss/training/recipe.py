@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fastfss.data.resizing import MaskResize
 from fastfss.errors import expected
 
 SetKind = Literal["pascal", "coco", "fss1000", "folder"]
@@ -18,7 +19,6 @@ LabelMaps = Literal["none", "ids", "base"]
 TransformName = Literal["square", "crop", "pfenet", "native"]
 Points = Literal["dense", "random"] | int
 FewPoints = Literal["dense"] | int
-MaskResize = Literal["torch", "pillow"]
 OptimiserName = Literal["sgd", "adam", "adamw", "rmsprop"]
 ScheduleName = Literal["constant", "step", "poly", "cosine"]
 Precision = Literal["fp32", "bf16", "fp16"]

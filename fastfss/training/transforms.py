@@ -11,13 +11,12 @@ import math
 import random
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from fastfss.training.recipe import MaskResize, TransformConfig
+from fastfss.data.resizing import resize_image, resize_maps
+from fastfss.training.recipe import TransformConfig
 
 Pair = tuple[Tensor, Tensor]
 
@@ -48,7 +47,9 @@ class Transform:
         if config.kind == "pfenet":
             return self._scaled_and_turned(image, maps, generator)
         if config.kind == "square":
-            image, maps = resize_square(image, maps, config.size, config.mask_resize)
+            size = (config.size, config.size)
+            image = resize_image(image, size)
+            maps = resize_maps(maps, size, config.mask_resize)
         elif config.kind == "crop":
             image, maps = pad(image, maps, config.size, (0.0, 0.0, 0.0))
             image, maps = crop_anywhere(image, maps, config.size, generator)
@@ -63,34 +64,6 @@ class Transform:
             image = blur(image)
         image, maps = flip(image, maps, config.flip, generator)
         return crop_object(*pad(image, maps, config.size, _MEAN), config.size, generator)
-
-
-def resize_square(image: Tensor, maps: Tensor, size: int, mask_resize: MaskResize) -> Pair:
-    """Both sides to `size`, the aspect lost; the image as Pillow does it, antialiased.
-
-    Args:
-        image: uint8 (3, H, W).
-        maps: uint8 (M, H, W).
-        size: pixels.
-        mask_resize: see shrink_maps.
-    """
-    pillow = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    resized = np.asarray(pillow.resize((size, size), Image.Resampling.BILINEAR))
-    small = torch.from_numpy(resized.transpose(2, 0, 1).copy())
-    return small, shrink_maps(maps, size, mask_resize)
-
-
-def shrink_maps(maps: Tensor, size: int, mask_resize: MaskResize) -> Tensor:
-    """Maps uint8 (M, H, W) to (M, size, size) by nearest neighbour.
-
-    The source of row i of H rows is floor(i H / size) with "torch", as HSNet has it, and
-    floor((i + 1/2) H / size) with "pillow", as PANet and DENet.
-    """
-    if mask_resize == "torch":
-        return F.interpolate(maps[None], (size, size), mode="nearest")[0]
-    nearest = Image.Resampling.NEAREST
-    planes = [np.array(Image.fromarray(one.numpy()).resize((size, size), nearest)) for one in maps]
-    return torch.from_numpy(np.stack(planes))
 
 
 def is_flipped(probability: float, generator: random.Random) -> bool:

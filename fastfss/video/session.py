@@ -1,37 +1,28 @@
-"""A video and what a person says of it: masks that follow objects, and a history of all changes."""
+"""A video and what a person says of it: masks that follow objects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event as Flag
-from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from fastfss.annotation import Annotation, SupportMask
-from fastfss.data import ImageLike, MaskLike, read_image, read_mask
+from fastfss.data import ImageLike
 from fastfss.errors import expected, expected_kind
 from fastfss.interactive.refinement import RefinementName, get_refinement
 from fastfss.methods import FewShotSegmenter
 from fastfss.video.cache import FeatureCache
 from fastfss.video.clicking import ClickModel
-from fastfss.video.history import History
-from fastfss.video.label_files import read_object_mask
 from fastfss.video.limits import DEFAULT_LIMITS, Limits
-from fastfss.video.log import Event, EventKind, EventLog
 from fastfss.video.matching import check_size, matcher_of
-from fastfss.video.memory import Memory, MemoryConfig
+from fastfss.video.memory import MemoryConfig
+from fastfss.video.prompted import PromptedSession
 from fastfss.video.propagating import Propagation
-from fastfss.video.results import FrameResult, Labels, Results, result_of
+from fastfss.video.results import FrameResult, Labels, result_of
 from fastfss.video.source import FrameSource, LiveSource, frame_of
-from fastfss.video.state import SessionState, marks_of
 from fastfss.video.tracking import Tracker
-from fastfss.video.trail import Trails
 
 if TYPE_CHECKING:
     from fastfss.video.export import ExportFormat
@@ -39,7 +30,7 @@ if TYPE_CHECKING:
 Direction = Literal["forward", "backward", "both"]
 
 
-class VideoSession:
+class VideoSession(PromptedSession):
     """Objects in a video, what is said of them, and their masks in each frame.
 
     Made by `fastfss.video.open`. Each change is an event of a log that only grows; undo and redo
@@ -76,12 +67,9 @@ class VideoSession:
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         check_size(size)
-        self.source = source
-        self.model = model
-        self.limits = limits
         memory = memory or MemoryConfig()
         clicks = None if click_model is None else ClickModel(click_model)
-        self.tracker = Tracker(
+        tracker = Tracker(
             source,
             matcher_of(model, size),
             FeatureCache(cache_bytes),
@@ -90,306 +78,11 @@ class VideoSession:
             clicks=clicks,
             prior=memory.prior,
         )
+        super().__init__(source, tracker, memory, limits)
+        self.model = model
         self.about: dict[str, Any] = {"method": model.method, "size": size, **model.settings()}
         if clicks is not None:
             self.about["clicks"] = clicks.about
-        self.at = History(self.tracker, memory)
-        self._live = Memory(memory)
-        self._lock = RLock()
-
-    # ---- What there is
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the frames."""
-        return self.source.size
-
-    @property
-    def count(self) -> int:
-        """The number of frames; of a live source, those that came so far."""
-        count = self.source.next if isinstance(self.source, LiveSource) else self.source.count
-        assert count is not None
-        return count
-
-    @property
-    def seq(self) -> int:
-        """The number of the current state: of the last event that counts."""
-        return self.at.log.head
-
-    @property
-    def state(self) -> SessionState:
-        """Objects, annotations and supports."""
-        return self.at.state
-
-    @property
-    def objects(self) -> Mapping[int, str]:
-        """Number -> name."""
-        return self.state.objects
-
-    @property
-    def history(self) -> Sequence[Event]:
-        """All events, undo and redo among them."""
-        return self.at.log.events
-
-    # ---- Objects
-
-    def add_object(self, name: str | None = None, number: int | None = None) -> int:
-        """A new object; its number, which no other object ever has again.
-
-        Args:
-            name: what to call it; "object N" by default.
-            number: 1 to 254; the next free one by default.
-
-        Raises:
-            ValueError: a number that was used, or too many objects.
-        """
-        with self._lock:
-            used = self._used_numbers()
-            number = max(used, default=0) + 1 if number is None else number
-            if number in used or not 1 <= number <= self.limits.objects:
-                wanted = f"1 to {self.limits.objects}, not used before"
-                raise expected("number", wanted, str(number))
-            self._append("object", object=number, data={"name": name or f"object {number}"})
-            return number
-
-    def rename_object(self, object: int, name: str) -> None:
-        """Call an object something else; ValueError if there is none of the number."""
-        with self._lock:
-            self._append("object", object=self._object(object), data={"name": name})
-
-    def remove_object(self, object: int) -> None:
-        """Forget an object and all that was said of it; ValueError if there is none."""
-        with self._lock:
-            self._append("remove", object=self._object(object))
-
-    # ---- What is said of a frame
-
-    def add_clicks(
-        self,
-        frame: int,
-        object: int,
-        points: Sequence[tuple[float, float]],
-        labels: Sequence[int] | None = None,
-        *,
-        replace: bool = False,
-    ) -> FrameResult:
-        """Say what is at pixels; the frame's new masks.
-
-        Args:
-            frame: its number.
-            object: its number.
-            points: (x, y) from the upper left corner.
-            labels: 1 object, 0 not the object; all 1 by default.
-            replace: forget what was said of the object in this frame before.
-
-        Raises:
-            ValueError: an unknown frame or object, points outside, as many labels as no points.
-        """
-        given = [1] * len(points) if labels is None else list(labels)
-        if len(given) != len(points) or not points or set(given) - {0, 1}:
-            raise expected("labels", "0 or 1 for each of at least one point", str(labels))
-        said = Annotation()
-        for (x, y), label in zip(points, given, strict=True):
-            said = said.point(x, y, positive=bool(label))
-        return self.annotate(frame, object, said, replace=replace)
-
-    def add_box(
-        self, frame: int, object: int, box: tuple[float, float, float, float], **options: bool
-    ) -> FrameResult:
-        """Say that the object is in a box (left, top, right, bottom), and nowhere else."""
-        return self.annotate(frame, object, Annotation().box(*box), **options)
-
-    def add_scribble(
-        self,
-        frame: int,
-        object: int,
-        path: Sequence[tuple[float, float]],
-        *,
-        positive: bool = True,
-        width: float = 5,
-        replace: bool = False,
-    ) -> FrameResult:
-        """Say what is along a line of points."""
-        said = Annotation().stroke(path, positive=positive, width=width)
-        return self.annotate(frame, object, said, replace=replace)
-
-    def annotate(
-        self, frame: int, object: int, said: Annotation, *, replace: bool = False
-    ) -> FrameResult:
-        """Say anything of an object in a frame; the frame's new masks.
-
-        Raises:
-            ValueError: an unknown frame or object, no mark, or marks outside of the frame.
-        """
-        with self._lock:
-            frame, object = frame_of(self.source, frame), self._object(object)
-            if not said.marks:
-                raise expected("annotation", "at least one mark", "none")
-            said.rasterize(self.size)  # so that a bad mark changes nothing
-            data: dict[str, Any] = {"marks": marks_of(said)}
-            self._append("annotate", frame=frame, object=object, data=data | _flag(replace))
-            return self._needed(frame)
-
-    def add_mask(self, frame: int, masks: Mapping[int, MaskLike]) -> FrameResult:
-        """Give the masks of objects in a frame: they are taken as they are.
-
-        Args:
-            frame: its number.
-            masks: object -> mask of the frame's size: 0 background, anything else object.
-
-        Raises:
-            ValueError: an unknown frame or object, a mask of another size or that no mask can be.
-        """
-        with self._lock:
-            frame = frame_of(self.source, frame)
-            given = {
-                self._object(number): read_object_mask(mask, self.size, f"masks[{number}]")
-                for number, mask in masks.items()
-            }
-            if not given:
-                raise expected("masks", "at least one", "none")
-            data = {"masks": {str(n): marks_of(Annotation().area(m)) for n, m in given.items()}}
-            self._append("mask", frame=frame, data=data)
-            return self._needed(frame)
-
-    def add_labels(self, frame: int, labels: Tensor | npt.NDArray[np.integer]) -> FrameResult:
-        """Give the masks of all objects in a frame as one label map; those that are new are added.
-
-        Args:
-            frame: its number.
-            labels: (H, W): 0 background, n object n, 255 nothing said.
-
-        Raises:
-            ValueError: an unknown frame, another size, or numbers that no object may have.
-        """
-        with self._lock:
-            frame = frame_of(self.source, frame)
-            found = torch.as_tensor(np.asarray(labels))
-            if tuple(found.shape) != self.size:
-                wanted = f"(H, W) of the frame, {self.size[0]} x {self.size[1]}"
-                raise expected("labels", wanted, str(tuple(found.shape)))
-            present = [int(n) for n in found.unique() if n not in (0, 255)]
-            if not present or not 1 <= min(present) <= max(present) <= self.limits.objects:
-                wanted = f"numbers 1 to {self.limits.objects}, 0 for background, 255 for unsaid"
-                raise expected("labels", wanted, str(present[:5] or "only background"))
-            numbers = sorted({*self.objects, *present})
-            masks = {}
-            for number in numbers:
-                mask = (found == number).to(torch.uint8).masked_fill_(found == 255, 255)
-                masks[str(number)] = marks_of(Annotation().area(mask))
-            new = {str(n): f"object {n}" for n in present if n not in self.objects}
-            self._append("mask", frame=frame, data={"masks": masks, "objects": new})
-            return self._needed(frame)
-
-    def clear(self, frame: int, object: int | None = None) -> FrameResult | None:
-        """Forget what was said of a frame, or of one object in it; its masks then.
-
-        They are those that were propagated to it, if any.
-        """
-        with self._lock:
-            frame = frame_of(self.source, frame)
-            number = None if object is None else self._object(object)
-            said = self.state.said_of(frame)
-            if not said or (number is not None and number not in said):
-                raise expected("frame", "one of which something is said", str(frame))
-            self._append("clear", frame=frame, object=number)
-            return self.result(frame)
-
-    # ---- Supports
-
-    def add_support(
-        self, image: ImageLike, masks: Mapping[int, SupportMask], *, name: str | None = None
-    ) -> int:
-        """Show objects in an image from elsewhere; the support's number, for `forget`.
-
-        Args:
-            image: in any form `fastfss.data.read_image` takes.
-            masks: object -> mask of the image, or Annotation.
-            name: for lists.
-        """
-        with self._lock:
-            pixels = read_image(image, argument="image")
-            size = (pixels.shape[1], pixels.shape[2])
-            self.limits.check_size(size, "image")
-            given = {}
-            for number, mask in masks.items():
-                if isinstance(mask, Annotation):
-                    mask.rasterize(size)
-                    said = mask
-                else:
-                    said = Annotation().area(read_mask(mask, size=size, argument=f"mask {number}"))
-                if not said.positive:
-                    raise expected(f"mask {number}", "something positive", "nothing")
-                given[str(self._object(number))] = marks_of(said)
-            if not given:
-                raise expected("masks", "at least one", "none")
-            key = f"support-{len(self.history) + 1}"
-            self.tracker.images[key] = pixels
-            data = {"masks": given, "image": key, "name": name or key}
-            return self._append("support", data=data).seq
-
-    def commit(self, frame: int) -> int:
-        """Keep a frame with its masks for good, as a support; its number, for `forget`.
-
-        Raises:
-            ValueError: an unknown frame, or one without masks.
-        """
-        with self._lock:
-            frame = frame_of(self.source, frame)
-            result = self.result(frame)
-            if result is None or not result.visible:
-                raise expected("frame", "one with masks", f"{frame}, which has none")
-            masks = {str(n): marks_of(Annotation().area(result.mask(n))) for n in result.objects}
-            return self._append("commit", frame=frame, data={"masks": masks}).seq
-
-    def forget(self, support: int) -> None:
-        """Take a support away; ValueError if there is none of the number."""
-        with self._lock:
-            known = [one.seq for one in self.state.supports]
-            if support not in known:
-                have = ", ".join(map(str, known)) or "none"
-                raise expected("support", f"one of {have}", str(support))
-            self._append("forget", data={"support": support})
-
-    # ---- History
-
-    @property
-    def can_undo(self) -> bool:
-        """Whether there is a change to take back."""
-        return self.at.log.can_undo
-
-    @property
-    def can_redo(self) -> bool:
-        """Whether there is a change that was taken back."""
-        return self.at.log.can_redo
-
-    def undo(self) -> Event:
-        """Take the last change back; that event. ValueError if there is none."""
-        with self._lock:
-            event = self.at.log.undo()
-            self._moved()
-            return event
-
-    def redo(self) -> Event:
-        """Bring the change that undo took last back; that event. ValueError if there is none."""
-        with self._lock:
-            event = self.at.log.redo()
-            self._moved()
-            return event
-
-    def rebuild(self) -> None:
-        """Compute all masks anew, from the events that count alone."""
-        with self._lock:
-            log = self.at.log
-            self.at.results = Results(self.size)
-            for event in list(log.counted()):
-                self.at.derive(event)
-                if event.kind == "propagate":
-                    again = Propagation(self.at, event, None, self._lock, log.done(event.seq))
-                    for _ in again:
-                        pass
-
-    # ---- Masks
 
     def result(self, frame: int) -> FrameResult | None:
         """The newest masks of a frame in the current state; None if there are none."""
@@ -475,7 +168,8 @@ class VideoSession:
             if not self.at.known(self.seq):
                 raise expected("propagate", "an annotated frame or a support", "none")
             data: dict[str, Any] = {"direction": direction, "first": first, "last": last}
-            data |= _flag(anew, "anew")
+            if anew:
+                data["anew"] = True
             seed = self.at.newest(start)
             if seed is not None and not anew and self.at.trails.find(start, seed.seq):
                 # Said in the event, so that it is done again alike.
@@ -523,64 +217,3 @@ class VideoSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def restore(
-        self, log: EventLog, results: Results, trails: Trails, images: Mapping[str, Tensor]
-    ) -> None:
-        """Take over the events, masks, trails and images of a workspace.
-
-        A propagation that was cut off ends with the masks that are there.
-        """
-        with self._lock:
-            for event in log.events:
-                if event.kind == "propagate" and log.done(event.seq) is None:
-                    log.stop(event.seq, results.count_of(event.seq))
-            self.tracker.images.update(images)
-            self.at.restore(log, results, trails)
-            self._moved()
-
-    # ---- How
-
-    def _append(
-        self,
-        kind: EventKind,
-        *,
-        frame: int | None = None,
-        object: int | None = None,
-        data: Mapping[str, Any] | None = None,
-    ) -> Event:
-        event = self.at.append(kind, frame=frame, object=object, data=data)
-        self._moved()
-        return event
-
-    def _moved(self) -> None:
-        """Another state pins other frames."""
-        state = self.state
-        held = {one.frame for one in state.supports if one.frame is not None} | state.prompted
-        others = {one.image for one in state.supports if one.image is not None}
-        self.tracker.cache.pin({*held, *others})
-        if isinstance(self.source, LiveSource):
-            self.source.hold(set(held))
-        self._live.leave()
-
-    def _needed(self, frame: int) -> FrameResult:
-        found = self.at.newest(frame)
-        assert found is not None
-        return found
-
-    def _object(self, number: object) -> int:
-        if isinstance(number, bool) or not isinstance(number, int | np.integer):
-            raise expected_kind("object", "the number of an object", repr(number))
-        if number not in self.objects:
-            have = ", ".join(map(str, sorted(self.objects))) or "none; add_object makes one"
-            raise expected("object", f"one of {have}", str(number))
-        return int(number)
-
-    def _used_numbers(self) -> set[int]:
-        used = {e.object for e in self.history if e.kind == "object" and e.object is not None}
-        named = (e.data.get("objects", {}) for e in self.history if e.kind == "mask")
-        return used | {int(number) for names in named for number in names}
-
-
-def _flag(value: bool, name: str = "replace") -> dict[str, bool]:
-    return {name: True} if value else {}

@@ -12,8 +12,7 @@ from fastfss.data.prepare.coco import prepare_coco
 from fastfss.data.prepare.pascal import prepare_pascal
 from fastfss.data.sets import open_set
 from tests.cli.program import run, start_until
-from tests.data.test_prepare import tree
-from tests.data.tiny_archives import make_coco, make_davis, make_fss1000, make_pascal
+from tests.data.tiny_archives import make_coco, make_davis, make_fss1000, make_pascal, tree
 
 # pycocotools' wrapper of an array is older than NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -92,7 +91,7 @@ def test_missing_archives_are_one_line(tmp_path: Path) -> None:
 def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_coco(tmp_path)
     for options, message in (
-        (("--crowds", "maybe"), "expected keep or skip, got 'maybe'"),
+        (("--crowds", "maybe"), "--crowds: expected one of keep, skip, got 'maybe'"),
         (("--parts", "train,test"), "parts: expected some of train, val, got 'test'"),
     ):
         assert run_here("prepare", "coco", "--root", tmp_path, *options) == 2

@@ -50,6 +50,13 @@ def test_missing_query_is_file_not_found(photos, monkeypatch, source):
         find_queries([source])
 
 
+def test_errors_name_the_option_that_was_given(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--calibrate 'absent\.jpg': no such file"):
+        find_queries(["absent.jpg"], "--calibrate")
+    with pytest.raises(ValueError, match=re.escape(f"--images '{tmp_path}': expected a folder")):
+        find_queries([str(tmp_path)], "--images")
+
+
 def test_folder_without_images_is_an_error_that_knows_of_its_subfolders(tmp_path):
     with pytest.raises(ValueError, match=r"expected a folder with images, got none$"):
         find_queries([str(tmp_path)])

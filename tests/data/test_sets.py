@@ -14,7 +14,8 @@ from PIL import Image
 
 import fastfss.data.own_folder as own_folder
 from fastfss.data import index as index_module
-from fastfss.data.sets import IGNORE, MaskSet, list_sets, open_set
+from fastfss.data.masks import IGNORE
+from fastfss.data.sets import MaskSet, list_sets, open_set
 from tests.data.own_sets import label_map, write_pair
 from tests.shared import shared
 
@@ -230,7 +231,7 @@ def test_more_classes_than_labels_have_masks_alone(tmp_path: Path) -> None:
         write_pair(folder / "1.jpg", folder / "1.png", label_map(3, 4, (0, 1)))
     images = open_set("folder", tmp_path)
     assert images.mask(254, 255).sum() == images.items[254].pixels[255]
-    with pytest.raises(ValueError, match=r"at most 254 classes for a label map.* got 255"):
+    with pytest.raises(ValueError, match=r"class ids up to 254 for a label map.* got 255"):
         images.labels(0)
 
 

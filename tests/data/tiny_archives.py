@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,3 +257,20 @@ def davis_labels(name: str, n: int) -> Labels:
     labels = blocks(name, 24, 43, [1, 2])
     labels[n] = 1
     return labels
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """The files below a folder that are no index."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not path.name.startswith(".fastfss")
+    }
+
+
+MAKERS: dict[str, Callable[[Path], object]] = {
+    "pascal": make_pascal,
+    "coco": make_coco,
+    "fss1000": make_fss1000,
+    "davis": make_davis,
+}

@@ -1,26 +1,16 @@
+"""Guided networks: the published forwards, shots and ways, what is refused."""
+
 from __future__ import annotations
 
 import copy
-from functools import cache, reduce
-from pathlib import Path
-from typing import Any
+from functools import reduce
 
 import pytest
 import torch
-from torch import Tensor
 
-from fastfss import GuidedEarly, GuidedLate, Task, create_model, list_models, model_info
-from fastfss.encoders import create_encoder, fcn_vgg
-from fastfss.methods import (
-    GUIDED_NETWORKS,
-    FCN32s,
-    GuidedSegmenter,
-    InteractiveEarly,
-    InteractiveLate,
-    published_state,
-)
-from fastfss.methods.guided_parts import PairHead
-from fastfss.weights import CheckpointError, save_checkpoint
+from fastfss import Task, create_model
+from fastfss.methods import GuidedSegmenter
+from tests.methods.guided_networks import IGNORED, dense, mask_of, network, pictures, points
 from tests.methods.published_guided import (
     published_cofeat_early,
     published_interactive_early,
@@ -29,57 +19,6 @@ from tests.methods.published_guided import (
     published_unshared,
 )
 from tests.tolerances import assert_close
-
-IGNORED = 255
-
-
-@cache
-def network(name: str, **options: Any) -> Any:
-    """A network of the family, thin, with weights that make its outputs vary."""
-    torch.manual_seed(len(name))
-    with pytest.MonkeyPatch.context() as patch:
-        thin = tuple((count, channels // 8) for count, channels in fcn_vgg._BLOCKS)
-        patch.setattr(fcn_vgg, "_BLOCKS", thin)
-        model = create_model(name, **options)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                fan_in = parameter[0].numel()
-                parameter.normal_(std=(2 / fan_in) ** 0.5)
-            else:
-                parameter.normal_(std=0.05)
-            if key.endswith("conv1_1.weight"):
-                parameter.div_(60)  # inputs are 0..255
-    return model.requires_grad_(False)
-
-
-def pictures(*sizes: tuple[int, int], batch: int = 1, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, 3, *size, generator=generator) * 60 for size in sizes]
-
-
-def points(
-    size: tuple[int, int], *values: int, count: int = 4, batch: int = 1, seed: int = 0
-) -> Tensor:
-    """Label maps (B, H, W) with `count` points of each value, the rest unannotated."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.full((batch, size[0] * size[1]), IGNORED, dtype=torch.uint8)
-    for row in labels:
-        places = torch.randperm(row.numel(), generator=generator)[: count * len(values)]
-        for place, value in zip(places.chunk(max(1, len(values))), values, strict=False):
-            row[place] = value
-    return labels.view(batch, *size)
-
-
-def mask_of(labels: Tensor, way: int) -> Tensor:
-    """A label map as the mask of one object: the others are unannotated."""
-    return torch.where(labels == way, 1, torch.where(labels == 0, 0, IGNORED)).byte()
-
-
-def dense(size: tuple[int, int], batch: int = 1) -> Tensor:
-    labels = torch.zeros(batch, *size, dtype=torch.uint8)
-    labels[:, size[0] // 4 : -size[0] // 3, size[1] // 3 : -size[1] // 5] = 1
-    return labels
 
 
 @pytest.mark.parametrize(
@@ -313,22 +252,6 @@ def test_another_encoder_guides_too() -> None:
         create_model("guided-early", encoder="resnet18", layers=("layer4",))
 
 
-def test_an_encoder_file_with_a_classifier_called_head_is_no_whole_checkpoint(
-    tmp_path: Path,
-) -> None:
-    encoder = create_encoder("mobilenet_v2_tf")
-    file = {**encoder.state_dict(), "head.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2)}
-    save_checkpoint(tmp_path / "encoder.safetensors", file, {})
-    model = create_model(
-        "guided-late",
-        encoder="mobilenet_v2_tf",
-        layers=("layer4",),
-        weights=tmp_path / "encoder.safetensors",
-    )
-    assert model.head_origin == "random"
-    assert model.weights_origin.endswith("encoder.safetensors")
-
-
 @torch.no_grad()
 def test_fcn32s_has_classes_of_its_own() -> None:
     model = network("fgbg-lite")
@@ -344,77 +267,6 @@ def test_fcn32s_has_classes_of_its_own() -> None:
             call()
     with pytest.raises(TypeError, match="fcn32s takes no support"), pytest.warns(UserWarning):
         create_model("fgbg-lite").fit([(torch.rand(3, 40, 40), torch.eye(40))])
-
-
-def test_only_the_few_shot_networks_are_listed() -> None:
-    listed, every = list_models(), list_models(every=True)
-    assert {"guided-early", "guided-late"} <= set(listed)
-    assert set(every) - set(listed) == {"fcn32s", "interactive-early", "interactive-late"}
-    assert {network.method for network in GUIDED_NETWORKS.values()} <= set(every)
-    assert model_info("cofeat-late") is GuidedLate.info
-    with pytest.raises(ValueError, match=r"method: expected one of default, .*interactive-late"):
-        create_model("interactive")
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "million"),
-    [
-        ("fcn32s-lite", FCN32s, 23.0),
-        ("fgbg-lite", FCN32s, 21.2),
-        ("interactive-early-lite", InteractiveEarly, 21.2),
-        ("interactive-late-glob-lite", GuidedLate, 21.4),
-        ("cofeat-early", GuidedEarly, 42.4),
-        ("cofeat-late-lite", GuidedLate, 21.4),
-        ("cofeat-late-lite-unshared", GuidedLate, 21.8),
-        ("fcn32s", FCN32s, 136.2),
-        ("fgbg", FCN32s, 134.3),
-        ("interactive-early", InteractiveEarly, 134.3),
-        ("interactive-late", InteractiveLate, 184.6),
-        ("interactive-late-glob", GuidedLate, 184.6),
-        ("cofeat-late", GuidedLate, 184.6),
-    ],
-)
-def test_published_names_give_networks_of_the_published_size(
-    name: str, kind: type, million: float
-) -> None:
-    with torch.device("meta"):
-        model = create_model(name)
-    assert type(model) is kind
-    # The published counts hold the fixed kernels.
-    count = sum(tensor.numel() for tensor in published_state(model).values()) / 1e6
-    assert round(count, 1) == million
-
-
-@pytest.mark.parametrize(
-    ("name", "own"),
-    [
-        ("cofeat-late-lite", {"encoder.fc6.weight", "head.fc7.bias", "z", "anno_enc.weight"}),
-        (
-            "cofeat-early",
-            {"supp_encoder.conv1_1.weight", "qry_encoder.fc6.bias", "head.score.bias"},
-        ),
-        ("interactive-early-lite", {"encoder.fc7.weight", "head.weight", "decoder.weight"}),
-    ],
-)
-def test_a_published_checkpoint_loads(name: str, own: set[str], tmp_path: Path) -> None:
-    model = create_model(name)
-    state = published_state(model)
-    assert own <= set(state)
-    assert state["decoder.weight"].shape[2:] == (64, 64)
-    save_checkpoint(tmp_path / "published.safetensors", state, {})
-    torch.manual_seed(9)
-    again = create_model(name, weights=tmp_path / "published.safetensors")
-    assert again.head_origin.endswith("published.safetensors")
-    for key, tensor in model.state_dict().items():
-        assert torch.equal(again.state_dict()[key], tensor)
-
-
-def test_a_checkpoint_with_another_annotation_kernel_is_refused(tmp_path: Path) -> None:
-    state = published_state(network("cofeat-late-lite"))
-    state["anno_enc.weight"] = state["anno_enc.weight"] * 1024
-    save_checkpoint(tmp_path / "other.safetensors", state, {})
-    with pytest.raises(CheckpointError, match=r"anno_enc\.weight: expected the fixed bilinear"):
-        create_model("cofeat-late-lite", weights=tmp_path / "other.safetensors")
 
 
 def test_a_task_is_refused_by_networks_that_it_does_not_fit() -> None:
@@ -493,48 +345,3 @@ def test_an_interactive_image_is_fitted_and_predicted_like_any_other() -> None:
         model = network(name, encoder="fcn_vgg16_lite")
         result = model.predict(image, model.fit([(image, labels)]))
         assert result.labels.shape == (80, 70)
-
-
-@pytest.mark.parametrize("batch, sizes", [(1, [(97, 129)]), (2, [(70, 101), (70, 101)])])
-@torch.no_grad()
-def test_a_map_that_is_kept_for_clicks_changes_only_how_guidance_is_multiplied(
-    batch: int, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = network("cofeat-late-lite").for_inference()
-    shots = [model.encode(one) for one in pictures(*sizes, batch=batch)]
-    labels = [points(size, 0, 1, batch=batch, seed=n) for n, size in enumerate(sizes)]
-    query = model.encode(pictures((75, 110), batch=batch, seed=1)[0])
-    wanted = model.segment_from(query, model.support_from(shots, labels))
-    task = model.support_from([model.for_clicks(shot) for shot in shots], labels)
-    plain = Task(task.method, {key: one.clone() for key, one in task.tensors.items()})
-    assert_close(model.segment_from(query, plain).logits, wanted.logits)
-    with monkeypatch.context() as patch:  # the large weights are not read
-        patch.setattr(PairHead, "of_guidance", None)
-        assert_close(model.segment_from(query, task).logits, wanted.logits)
-        assert_close(model.segment_from(query, [task, task]).logits[:, :2], wanted.logits)
-    merged = task.merge(plain)
-    assert_close(model.segment_from(query, merged).logits, wanted.logits)
-
-
-@torch.no_grad()
-def test_other_weights_of_the_head_do_not_meet_what_was_kept() -> None:
-    model = copy.deepcopy(network("cofeat-late-lite"))
-    (image,) = pictures((97, 129))
-    features = model.for_clicks(model.encode(image))
-    task = model.support_from([features], [points((97, 129), 0, 1)])
-    before = model.segment_from(features, task).logits
-    model.head.fc7.weight.mul_(-1)
-    found = model.segment_from(model.encode(image), task).logits
-    plain = Task(task.method, {key: one.clone() for key, one in task.tensors.items()})
-    assert_close(found, model.segment_from(model.encode(image), plain).logits)
-    assert not torch.allclose(found, before)
-
-
-@torch.no_grad()
-def test_a_map_larger_than_the_weights_is_not_kept() -> None:
-    model = create_model("guided-late", encoder="resnet18", layers=("layer1",))
-    features = model.encode(torch.zeros(1, 3, 65, 65))
-    assert model.for_clicks(features) is features
-    unshared = network("cofeat-late-lite-unshared")
-    encoded = unshared.encode(*pictures((97, 129)))
-    assert unshared.for_clicks(encoded) is encoded

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
 from torch import Tensor
 
+from bench.memory import peak_above
 from fastfss.ops import _native_call, dense_match_sums
 from fastfss.ops.dense_match import _call
 from tests.ops.test_dense_match import SIZES, Size, exact, maps, native, weights
@@ -98,26 +97,17 @@ def test_working_memory_is_kept_up_to_its_limit_and_released() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_memory_does_not_grow_with_the_pairs_of_positions() -> None:
     """16,000 positions: their float32 matrix would be 1 GB; the call may add 30 MB."""
-    program = textwrap.dedent(
-        """
-        import torch
-        from fastfss.ops import dense_match, dense_match_sums
-        torch.set_num_threads(1)
-        def peak():  # not ru_maxrss, which a program inherits from the one that started it
-            with open("/proc/self/status") as status:
-                return next(int(s.split()[1]) for s in status if s.startswith("VmHWM")) / 1024
-        small, x = torch.randn(1, 4, 100), torch.randn(1, 4, 16000)
-        mask = torch.ones(1, 16000)
-        dense_match(small, small); dense_match_sums(small, small, small, mask[:, :100])
-        before = peak()
-        dense_match(x, x + 1, mask=mask)
-        dense_match(x, x + 1, mask=mask, scale=100.0)
-        dense_match(x, x, reduce="max")
-        dense_match_sums(x, x, x, mask)
-        print(peak() - before)
-        """
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
-    )
-    assert float(run.stdout) < 30
+    setup = """
+    from fastfss.ops import dense_match, dense_match_sums
+    small, x = torch.randn(1, 4, 100), torch.randn(1, 4, 16000)
+    mask = torch.ones(1, 16000)
+    dense_match(small, small)
+    dense_match_sums(small, small, small, mask[:, :100])
+    """
+    call = """
+    dense_match(x, x + 1, mask=mask)
+    dense_match(x, x + 1, mask=mask, scale=100.0)
+    dense_match(x, x, reduce="max")
+    dense_match_sums(x, x, x, mask)
+    """
+    assert peak_above(setup, call) < 30

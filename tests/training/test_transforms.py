@@ -3,10 +3,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fastfss.training.recipe import TransformConfig
@@ -15,10 +13,8 @@ from fastfss.training.transforms import (
     blur,
     crop_object,
     pad,
-    resize_square,
     rotate,
     scale,
-    shrink_maps,
 )
 
 SIZES = [(40, 56), (57, 33), (16, 90)]
@@ -65,18 +61,6 @@ def test_the_generator_decides_every_bit(kind: Any) -> None:
         assert torch.equal(one, again)
     others = [results(seed)[0] for seed in range(6)]
     assert any(not torch.equal(others[0], other) for other in others[1:])
-
-
-def test_squares_are_pillows_images_and_torchs_or_pillows_masks() -> None:
-    image, maps = picture(57, 33)
-    small, by_torch = resize_square(image, maps, 21, "torch")
-    pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((21, 21), Image.BILINEAR)
-    assert np.array_equal(small.permute(1, 2, 0).numpy(), np.asarray(pillow))
-    rows = torch.arange(21)
-    corner = maps[0][rows * 57 // 21][:, rows * 33 // 21]
-    assert torch.equal(by_torch[0], corner)
-    centre = maps[0][(2 * rows + 1) * 57 // 42][:, (2 * rows + 1) * 33 // 42]
-    assert torch.equal(shrink_maps(maps, 21, "pillow")[0], centre)
 
 
 def test_small_images_are_padded_with_black_and_ignored_pixels() -> None:

@@ -1,20 +1,24 @@
-// The page: one session at a time, what is shown of it, and what buttons and keys do.
+// The page: one session at a time, and what is shown of it.
 
-import { openFiles, openSession, request } from "./api.js";
+import { openSession, request } from "./api.js";
 import { Camera } from "./camera.js";
 import { Connection } from "./connection.js";
+import { Controls } from "./controls.js";
 import { Frames } from "./frames.js";
-import { decodeMasks, encodeRuns, VIEWS } from "./masks.js";
-import { $, KEYS, make, showObjects, showStats, showSupports } from "./panels.js";
+import { Keyboard } from "./keyboard.js";
+import { commandOf } from "./marks.js";
+import { decodeMasks } from "./masks.js";
+import { OpenDialog } from "./opening.js";
+import { $, showObjects, showProgress, showState, showStats, showSupports } from "./panels.js";
 import { SupportDialog } from "./support.js";
-import { drawTracks, frameAt } from "./timeline.js";
+import { drawTracks } from "./timeline.js";
 import { Viewer } from "./viewer.js";
 
 const HINT = "Click on something to segment it. Right click, or “− not it”, takes away.";
 const PLAYED = 24; // frames a second at most, where the video says nothing
 const TOLD = 6000; // milliseconds that a message stays
 
-class App {
+export class App {
   constructor() {
     this.session = "";
     /** @type {Connection | null} */
@@ -34,14 +38,17 @@ class App {
     this.playing = false;
     this.drawnIn = 0;
     this.asked = 0; // when the last mark was made
-    this.cursor = [0.5, 0.5];
     /** @type {((value?: unknown) => void)[]} */
     this.masksWaiting = [];
     this.viewer = new Viewer($("canvas"), { drawn: (mark) => this.mark(mark) });
     this.support = new SupportDialog((session) => this.useSupport(session));
-    this.bind();
-    this.setTool("click");
-    this.setSign(true);
+    this.opening = new OpenDialog({
+      open: (source) => this.open(source),
+      connect: (session) => this.connect(session),
+      fail: this.fail,
+    });
+    this.controls = new Controls(this);
+    this.keyboard = new Keyboard(this);
   }
 
   // ---- Sessions
@@ -91,7 +98,7 @@ class App {
     $("link").textContent = on ? "connected" : gone ? "gone" : "reconnecting";
     $("link").classList.toggle("on", on);
     this.releaseMasks();
-    if (gone) this.openDialog().catch(this.fail);
+    if (gone) this.opening.show().catch(this.fail);
     else if (on && this.state) this.show(this.frame).catch(() => {});
   }
 
@@ -118,21 +125,7 @@ class App {
     const known = state.objects.map((/** @type {any} */ o) => o.id);
     if (!known.includes(this.object)) this.object = known.at(-1) ?? 0;
     this.setBusy(state.busy);
-    $("source").textContent = `${state.name}, ${state.size[1]} × ${state.size[0]}`;
-    $("undo").disabled = !state.can_undo;
-    $("redo").disabled = !state.can_redo;
-    $("slider").max = String(Math.max(0, state.count - 1));
-    const still = state.count < 2 && !state.live;
-    $("time").hidden = still;
-    for (const id of ["play", "back", "next", "propagate", "propagate-back", "propagate-both"]) {
-      $(id).disabled = still || state.live;
-    }
-    $("slider").disabled = still || state.live;
-    $("commit").disabled = $("clear").disabled = !state.masked.length;
-    const link = $("export");
-    link.setAttribute("aria-disabled", String(!state.masked.length));
-    if (state.masked.length) link.href = `/api/sessions/${this.session}/export/${$("format").value}`;
-    else link.removeAttribute("href");
+    showState(this.session, state);
     this.showLists();
     if (!before) {
       showStats({ answers: {}, seconds: {}, prompted: state.prompted.length,
@@ -163,10 +156,7 @@ class App {
   /** @param {any} plain */
   takeProgress(plain) {
     this.setBusy(!plain.ended);
-    $("progress").value = plain.total ? plain.done / plain.total : 1;
-    const percent = plain.total ? Math.round((100 * plain.done) / plain.total) : 100;
-    $("progress-text").textContent =
-      `${plain.done} of ${plain.total} frames, ${percent} %, ${plain.fps} a second`;
+    showProgress(plain);
   }
 
   /** @param {ArrayBuffer} data */
@@ -268,6 +258,12 @@ class App {
     $("play").textContent = "Play";
   }
 
+  /** @param {number} by */
+  step(by) {
+    this.playing = false;
+    this.show(this.frame + by).catch(this.fail);
+  }
+
   // ---- Commands
 
   /** @param {string} what @param {object} [fields] @returns {Promise<any>} undefined on an error */
@@ -283,27 +279,14 @@ class App {
   /** @param {import("./viewer.js").Drawn} mark */
   async mark(mark) {
     if (!this.state) return;
-    if (this.camera?.running) this.freeze();
+    if (this.camera?.running) this.camera.freeze();
     $("hint").hidden = true;
     const { frame } = this;
     try {
       if (!this.object) this.object = (await /** @type {Connection} */ (this.link).ask("object.add")).object;
-      const where = { frame, object: this.object };
-      const { points, positive } = mark;
       this.asked = performance.now();
-      let reply;
-      if (mark.kind === "point") reply = await this.link?.ask("clicks", { ...where, points, positive });
-      else if (mark.kind === "stroke") {
-        const width = this.viewer.width;
-        reply = await this.link?.ask("scribble", { ...where, path: thinned(points), positive, width });
-      } else if (mark.kind === "box") {
-        const [[x0, y0], [x1, y1] = [x0, y0]] = points;
-        const box = [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
-        if (box[2] - box[0] > 2 && box[3] - box[1] > 2) reply = await this.link?.ask("box", { ...where, box });
-      } else {
-        const labels = this.viewer.brushed(mark, this.object);
-        reply = await this.link?.ask("mask", { ...where, runs: encodeRuns(labels, this.object) });
-      }
+      const command = commandOf(mark, this.viewer, { frame, object: this.object });
+      const reply = command && (await this.link?.ask(command.what, command.fields));
       if (reply && frame === this.frame) this.setPrompts(reply.prompts);
       const since = this.asked;
       requestAnimationFrame(() => { // the masks came before the reply
@@ -357,6 +340,14 @@ class App {
     if (await this.ask("propagate", { frame: this.frame, direction })) this.setBusy(true);
   }
 
+  /** Masks of a palette PNG for this frame, or of COCO's JSON or CVAT's XML. @param {File} file */
+  async importMasks(file) {
+    const name = encodeURIComponent(file.name);
+    const path = `/api/sessions/${this.session}/annotations?name=${name}&frame=${this.frame}`;
+    const { frames } = await request("PUT", path, file);
+    if (!frames.includes(this.frame)) await this.show(frames[0]);
+  }
+
   /** @param {boolean} busy */
   setBusy(busy) {
     if (busy && !this.busy) this.following = true;
@@ -379,16 +370,8 @@ class App {
 
   goOn() {
     if (!this.camera) return;
-    this.camera.running = true;
-    $("camera-frame").textContent = "Freeze";
     this.setPrompts([]);
-    this.camera.shoot().catch(this.fail);
-  }
-
-  freeze() {
-    if (!this.camera) return;
-    this.camera.running = false;
-    $("camera-frame").textContent = "Go on";
+    this.camera.goOn().catch(this.fail);
   }
 
   /** @param {{number: number, frame: number}} plain */
@@ -402,45 +385,7 @@ class App {
     if (this.camera.running) this.camera.shoot().catch(this.fail);
   }
 
-  // ---- Dialogs
-
-  async openDialog() {
-    const dialog = $("open-dialog");
-    const { sources, sessions } = await request("GET", "/api/sources");
-    const row = (/** @type {string} */ title, /** @type {() => void} */ go) => make("li", {}, [
-      make("button", { type: "button", className: "pick", textContent: title, onclick: () => {
-        dialog.close();
-        go();
-      } }),
-    ]);
-    $("sources").replaceChildren(...sources.map((/** @type {any} */ source) => row(source.title,
-      () => this.open(source.source).catch(this.fail))));
-    $("earlier").replaceChildren(...sessions.map((/** @type {any} */ { id, title, changed }) => row(
-      `${title}, ${new Date(changed * 1000).toLocaleString()}`,
-      () => this.connect(id).catch(this.fail))));
-    if (!dialog.open) dialog.showModal();
-  }
-
-  /** @param {File[]} files */
-  async openFiles(files) {
-    const say = (/** @type {string} */ text) => { $("upload-text").textContent = text; };
-    try {
-      const session = await openFiles(files, say);
-      $("open-dialog").close();
-      await this.connect(session);
-      say("");
-    } catch (error) {
-      say(/** @type {Error} */ (error).message);
-    }
-  }
-
-  /** Masks of a palette PNG for this frame, or of COCO's JSON or CVAT's XML. @param {File} file */
-  async importMasks(file) {
-    const name = encodeURIComponent(file.name);
-    const path = `/api/sessions/${this.session}/annotations?name=${name}&frame=${this.frame}`;
-    const { frames } = await request("PUT", path, file);
-    if (!frames.includes(this.frame)) await this.show(frames[0]);
-  }
+  // ---- Messages
 
   /** @param {string} text */
   note(text) {
@@ -457,184 +402,6 @@ class App {
   }
 
   fail = (/** @type {any} */ error) => this.tell(error.message);
-
-  // ---- Buttons and keys
-
-  /** @param {string} tool */
-  setTool(tool) {
-    this.viewer.tool = tool;
-    check("[data-tool]", (button) => button.dataset.tool === tool);
-  }
-
-  /** @param {boolean} positive */
-  setSign(positive) {
-    this.viewer.positive = positive;
-    check("[data-sign]", (button) => (button.dataset.sign === "1") === positive);
-  }
-
-  /** @param {string} view */
-  setView(view) {
-    this.viewer.view = view;
-    $("view").textContent = `View: ${view}`;
-    this.viewer.paintMasks();
-  }
-
-  bind() {
-    const on = (/** @type {string} */ id, /** @type {() => void} */ go) => { $(id).onclick = go; };
-    for (const button of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("[data-tool]"))) {
-      button.onclick = () => this.setTool(button.dataset.tool ?? "click");
-    }
-    for (const button of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("[data-sign]"))) {
-      button.onclick = () => this.setSign(button.dataset.sign === "1");
-    }
-    $("width").oninput = () => { this.viewer.width = Number($("width").value); };
-    on("open", () => this.openDialog().catch(this.fail));
-    on("undo", () => this.move("undo"));
-    on("redo", () => this.move("redo"));
-    on("keys", () => $("keys-dialog").showModal());
-    on("clear", () => this.ask("clear", { frame: this.frame, object: this.object || null }));
-    on("view", () => this.setView(VIEWS[(VIEWS.indexOf(this.viewer.view) + 1) % VIEWS.length]));
-    on("fit", () => this.viewer.fit());
-    on("back", () => this.step(-1));
-    on("next", () => this.step(1));
-    on("play", () => this.play());
-    on("propagate", () => this.propagate("forward"));
-    on("propagate-back", () => this.propagate("backward"));
-    on("propagate-both", () => this.propagate("both"));
-    on("stop", () => this.ask("cancel"));
-    on("add-object", () => this.addObject());
-    on("commit", () => this.ask("commit", { frame: this.frame }));
-    on("add-support", () => this.support.open(this.viewer.colour));
-    on("camera-frame", () => (this.camera?.running ? this.freeze() : this.goOn()));
-    on("camera", () => {
-      $("open-dialog").close();
-      this.open({ kind: "camera" }).catch(this.fail);
-    });
-    $("slider").oninput = () => this.show(Number($("slider").value)).catch(this.fail);
-    $("tracks").onclick = (/** @type {MouseEvent} */ event) => {
-      this.show(frameAt($("tracks"), this.state, event.offsetX)).catch(this.fail);
-    };
-    $("files").onchange = () => {
-      const files = [...$("files").files];
-      $("files").value = "";
-      if (files.length) this.openFiles(files);
-    };
-    $("import").onchange = () => {
-      const file = $("import").files[0];
-      $("import").value = "";
-      if (file) this.importMasks(file).catch(this.fail);
-    };
-    $("format").onchange = () => this.state && this.takeState(this.state);
-    document.addEventListener("dragover", (event) => event.preventDefault());
-    document.addEventListener("drop", (event) => {
-      event.preventDefault();
-      const files = [...(event.dataTransfer?.files ?? [])];
-      if (files.length) this.openDialog().then(() => this.openFiles(files), this.fail);
-    });
-    document.addEventListener("keydown", (event) => this.key(event));
-    window.addEventListener("resize", () => this.drawTime());
-    $("keys-list").replaceChildren(...KEYS.flatMap(([key, what]) => [
-      make("dt", { textContent: key }), make("dd", { textContent: what }),
-    ]));
-    request("GET", "/api/sources").then(({ exports }) => {
-      $("format").replaceChildren(...exports.map((/** @type {string} */ name) => make("option",
-        { value: name, textContent: FORMATS[name] ?? name })));
-      if (this.state) this.takeState(this.state);
-    }, this.fail);
-  }
-
-  /** @param {number} by */
-  step(by) {
-    this.playing = false;
-    this.show(this.frame + by).catch(this.fail);
-  }
-
-  /** @param {KeyboardEvent} event */
-  key(event) {
-    const target = /** @type {HTMLElement} */ (event.target);
-    if (document.querySelector("dialog[open]") || !this.state) return;
-    if (target.matches("select, input:not([type=range])")) return;
-    const { key, shiftKey: shift } = event;
-    const ctrl = event.ctrlKey || event.metaKey;
-    if (target.matches("button, a, label") && !ctrl && (key === " " || key === "Enter")) return;
-    if (target.matches("input[type=range]") && key.startsWith("Arrow")) return;
-    if (this.controlKey(event, ctrl) || (!ctrl && this.plainKey(key, shift, event.altKey))) {
-      event.preventDefault();
-    }
-  }
-
-  /** @param {KeyboardEvent} event @param {boolean} ctrl @returns {boolean} whether it did something */
-  controlKey(event, ctrl) {
-    if (!ctrl) return false;
-    const key = event.key.toLowerCase();
-    const [width, height] = this.viewer.size;
-    const [x, y] = { arrowleft: [-1, 0], arrowright: [1, 0], arrowup: [0, -1], arrowdown: [0, 1] }[key] ?? [0, 0];
-    if (key === "z" && !event.shiftKey) this.move("undo");
-    else if (key === "y" || key === "z") this.move("redo");
-    else if (x || y) {
-      const by = (event.shiftKey ? 1 : 12) / Math.min(width, height);
-      this.cursor[0] = Math.min(0.999, Math.max(0, this.cursor[0] + x * by * (height < width ? height / width : 1)));
-      this.cursor[1] = Math.min(0.999, Math.max(0, this.cursor[1] + y * by * (width < height ? width / height : 1)));
-      this.viewer.setCursor([this.cursor[0] * width, this.cursor[1] * height]);
-    } else if (key === "enter") {
-      const points = [[this.cursor[0] * width, this.cursor[1] * height]];
-      this.mark({ kind: "point", positive: this.viewer.positive && !event.shiftKey, points });
-    } else return false;
-    return true;
-  }
-
-  /** @param {string} key @param {boolean} shift @param {boolean} alt @returns {boolean} */
-  plainKey(key, shift, alt) {
-    const far = alt ? Infinity : shift ? 10 : 1;
-    const tool = { t: "click", r: "box", s: "scribble", p: "brush", m: "pan" }[key.toLowerCase()];
-    const middle = $("canvas").getBoundingClientRect();
-    const centre = { clientX: middle.x + middle.width / 2, clientY: middle.y + middle.height / 2 };
-    if (tool && !alt) this.setTool(tool);
-    else if (key >= "1" && key <= "9") {
-      if (this.state.objects.some((/** @type {any} */ o) => o.id === Number(key))) this.choose(Number(key));
-    } else if (key === "ArrowLeft") this.step(-far);
-    else if (key === "ArrowRight") this.step(far);
-    else if (key === " ") this.propagate(shift ? "both" : "forward");
-    else if (key === "f") this.propagate("forward");
-    else if (key === "b") this.propagate("backward");
-    else if (key === "k") this.play();
-    else if (key === "n") this.addObject();
-    else if (key === "c") this.ask("commit", { frame: this.frame });
-    else if (key === "x") this.setSign(!this.viewer.positive);
-    else if (key === "v") $("view").click();
-    else if (key === "h") this.setView(this.viewer.view === "hidden" ? "colours" : "hidden");
-    else if (key === "e" && this.state.masked.length) $("export").click();
-    else if (key === "+" || key === "=") this.viewer.zoomAt(centre, 1.25);
-    else if (key === "-") this.viewer.zoomAt(centre, 0.8);
-    else if (key === "0") this.viewer.fit();
-    else if (key === "Backspace" || key === "Delete") $("clear").click();
-    else if (key === "?") $("keys-dialog").showModal();
-    else if (key === "Escape") {
-      this.playing = false;
-      this.viewer.drawing = null;
-      if (this.busy) this.ask("cancel");
-    } else return false;
-    return true;
-  }
-}
-
-/** @type {Record<string, string>} */
-const FORMATS = {
-  davis: "Palette PNGs", binary: "Masks as PNGs", overlay: "Overlay video",
-  coco: "COCO JSON", ytvis: "YouTube-VIS", cvat: "CVAT XML", cutout: "Cut-outs", csv: "Table (CSV)",
-};
-
-/** @param {string} selector @param {(button: HTMLElement) => boolean} chosen */
-function check(selector, chosen) {
-  for (const button of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(selector))) {
-    button.setAttribute("aria-checked", String(chosen(button)));
-  }
-}
-
-/** At most 2000 points of a line. @param {number[][]} points */
-function thinned(points) {
-  const step = Math.ceil(points.length / 2000);
-  return points.filter((_, n) => n % step === 0 || n === points.length - 1);
 }
 
 const app = new App();

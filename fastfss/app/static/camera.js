@@ -1,5 +1,7 @@
 // A webcam: frames go to the server as JPEG, the newest alone, one at a time.
 
+import { $ } from "./panels.js";
+
 const SHORTER_SIDE = 480;
 const QUALITY = 0.8;
 
@@ -45,6 +47,17 @@ export class Camera {
     const found = this.sent.get(number);
     for (const old of [...this.sent.keys()]) if (old <= number) this.sent.delete(old);
     return found;
+  }
+
+  goOn() {
+    this.running = true;
+    $("camera-frame").textContent = "Freeze";
+    return this.shoot();
+  }
+
+  freeze() {
+    this.running = false;
+    $("camera-frame").textContent = "Go on";
   }
 
   stop() {

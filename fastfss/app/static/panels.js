@@ -1,4 +1,4 @@
-// The lists at the side: objects, supports, figures.
+// What is shown beside the frame: the session's state, lists of objects and supports, figures.
 
 /** @param {string} id @returns {any} */
 export const $ = (id) => document.getElementById(id);
@@ -20,6 +20,33 @@ function swatch(colour) {
   const found = make("span", { className: "swatch" });
   found.style.background = `rgb(${colour})`;
   return found;
+}
+
+/** @param {string} session @param {any} state */
+export function showState(session, state) {
+  $("source").textContent = `${state.name}, ${state.size[1]} × ${state.size[0]}`;
+  $("undo").disabled = !state.can_undo;
+  $("redo").disabled = !state.can_redo;
+  $("slider").max = String(Math.max(0, state.count - 1));
+  const still = state.count < 2 && !state.live;
+  $("time").hidden = still;
+  for (const id of ["play", "back", "next", "propagate", "propagate-back", "propagate-both"]) {
+    $(id).disabled = still || state.live;
+  }
+  $("slider").disabled = still || state.live;
+  $("commit").disabled = $("clear").disabled = !state.masked.length;
+  const link = $("export");
+  link.setAttribute("aria-disabled", String(!state.masked.length));
+  if (state.masked.length) link.href = `/api/sessions/${session}/export/${$("format").value}`;
+  else link.removeAttribute("href");
+}
+
+/** @param {any} plain of a propagation */
+export function showProgress(plain) {
+  $("progress").value = plain.total ? plain.done / plain.total : 1;
+  const percent = plain.total ? Math.round((100 * plain.done) / plain.total) : 100;
+  $("progress-text").textContent =
+    `${plain.done} of ${plain.total} frames, ${percent} %, ${plain.fps} a second`;
 }
 
 /**
@@ -96,15 +123,3 @@ export function showStats(stats, state, drawn) {
     make("dt", { textContent: name }), make("dd", { textContent: value }),
   ]));
 }
-
-export const KEYS = [
-  ["1 to 9", "choose an object"], ["N", "new object"],
-  ["T  R  S  P  M", "click, box, scribble, brush, move"], ["X", "the object, or not it"],
-  ["Ctrl+Z, Ctrl+Y", "undo, redo"], ["Backspace", "clear the object in this frame"],
-  ["Left, Right", "one frame; with Shift ten, with Alt to an end"],
-  ["Space or F", "follow forward; stop"], ["B", "follow backward"], ["Shift+Space", "follow both ways"],
-  ["K", "play"], ["C", "keep the frame as a support"], ["V", "view"], ["H", "hide masks"],
-  ["+  −  0", "zoom in, out, fit; also by wheel or two fingers"], ["E", "download"],
-  ["Ctrl+arrows, Ctrl+Enter", "move a cursor on the frame; mark there (with Shift: not it)"],
-  ["Esc", "stop, close"], ["?", "this list"],
-];
