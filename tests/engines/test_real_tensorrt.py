@@ -129,6 +129,21 @@ def test_low_precisions_are_built(
     assert_builds(exported("panet", precision=precision), capfd)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("method", ["denet", "pgnet", "propagation"])
+def test_other_methods_are_built_in_low_precisions(
+    method: str, precision: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """DENet has batch norm in what it encodes with, propagation normalises."""
+    options, side = OTHERS[method]
+    torch.manual_seed(0)
+    network = create_model(method, **options)  # type: ignore[arg-type]
+    settings = ExportSettings((side, side), precision=precision)  # type: ignore[arg-type]
+    export_engine(network, tmp_path / "engine", settings, report=lambda _: None)
+    assert_builds(tmp_path / "engine", capfd, (PORTABLE,))
+
+
 def test_int8_is_built(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     network = copy.deepcopy(model("panet"))
     for one in network.modules():
