@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Lock
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ from fastfss.methods.graphed import Graphed
 
 # A graph keeps the memory of all of an encoder's maps.
 MOST_GRAPHS = 4
+# Calls after which a graph that none of them used makes room for another one. Shapes that take
+# turns would else be captured again and again.
+_UNUSED = 64
 # Shapes that are remembered as seen once.
 _MOST_SEEN = 64
 
-V = TypeVar("V")
 Key = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device, tuple[str, ...]]
 Capture = Callable[[Callable[[Tensor], dict[str, Tensor]]], Callable[[Tensor], dict[str, Tensor]]]
 
@@ -32,6 +34,14 @@ def _graphed(function: Callable[[Tensor], dict[str, Tensor]]) -> Graphed:
     return Graphed(function, fastest=False)
 
 
+@dataclass
+class _Replay:
+    """A graph, and the call that used it last."""
+
+    run: Callable[[Tensor], dict[str, Tensor]]
+    used: int = 0
+
+
 class EncoderReplays:
     """Maps of images whose shape came before; the second time that it comes, it is captured.
 
@@ -39,34 +49,67 @@ class EncoderReplays:
         encoder: on a GPU when images come, without gradients. Its weights may change in place and
             move to another device, which begins anew.
         capture: makes a function's replay.
+
+    Attributes:
+        why_not: what came of the last capture that failed; shapes are not captured again then.
     """
 
     def __init__(self, encoder: Encoder, capture: Capture = _graphed) -> None:
+        self.why_not: str | None = None
         self._encoder = encoder
         self._capture = capture
         self._lock = Lock()
+        self._calls = 0
         self._seen: OrderedDict[Key, None] = OrderedDict()
-        self._replays: OrderedDict[Key, Callable[[Tensor], dict[str, Tensor]]] = OrderedDict()
+        self._replays: dict[Key, _Replay] = {}
         self._held: list[Tensor] = []
         self._last: torch.cuda.Event | None = None
 
     def maps(self, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor] | None:
-        """See `fastfss.encoders.base.MapEngine`: None for shapes that come for the first time."""
+        """See `fastfss.encoders.base.MapEngine`: None for shapes that have no graph."""
         if images.is_cuda and torch.cuda.is_current_stream_capturing():
             return None  # of a graph that holds more than the encoder
         key = (images.shape, images.stride(), images.dtype, images.device, names)
         with self._lock:
+            self._calls += 1
             self._forget_moved()
-            if key not in self._replays:
-                if key not in self._seen:
-                    _keep(self._seen, key, None, _MOST_SEEN)
-                    return None
-                compute = lambda x: self._encoder._compute(x, frozenset(names))  # noqa: E731
-                # So that nothing else comes to lie where graphs read the weights.
-                self._held = [one.data for one in self._encoder.parameters()]
-                _keep(self._replays, key, self._capture(compute), MOST_GRAPHS)
-            self._replays.move_to_end(key)
-            return self._replayed(self._replays[key], images)
+            replay = self._replays.get(key)
+            if replay is None and self._is_due(key):
+                replay = self._captured(key, images)
+            if replay is None:
+                return None
+            replay.used = self._calls
+            return self._replayed(replay.run, images)
+
+    def _is_due(self, key: Key) -> bool:
+        """Whether a shape came before and finds room, which one in use does not make."""
+        if self.why_not is not None:
+            return False
+        if key not in self._seen:
+            self._seen[key] = None
+            if len(self._seen) > _MOST_SEEN:
+                self._seen.popitem(last=False)
+            return False
+        if len(self._replays) < MOST_GRAPHS:
+            return True
+        oldest = min(self._replays, key=lambda one: self._replays[one].used)
+        if self._calls - self._replays[oldest].used < _UNUSED:
+            return False
+        del self._replays[oldest]
+        return True
+
+    def _captured(self, key: Key, images: Tensor) -> _Replay | None:
+        compute = lambda x: self._encoder._compute(x, frozenset(key[-1]))  # noqa: E731
+        # So that nothing else comes to lie where graphs read the weights.
+        self._held = [one.data for one in self._encoder.parameters()]
+        made = _Replay(self._capture(compute))
+        try:
+            made.run(images)
+        except RuntimeError as error:  # an encoder of another library may wait for the GPU
+            self.why_not = f"cannot be captured: {' '.join(str(error).split())[:200]}"
+            return None
+        self._replays[key] = made
+        return made
 
     def _replayed(
         self, replay: Callable[[Tensor], dict[str, Tensor]], images: Tensor
@@ -85,9 +128,3 @@ class EncoderReplays:
         if self._held and next(self._encoder.parameters()).data_ptr() != self._held[0].data_ptr():
             self._replays.clear()
             self._held = []
-
-
-def _keep(kept: OrderedDict[Key, V], key: Key, value: V, most: int) -> None:
-    kept[key] = value
-    if len(kept) > most:
-        kept.popitem(last=False)

@@ -128,7 +128,8 @@ class EncoderEngine:
         if images.is_cuda and self._backend in ("auto", "cuda-graph"):
             found = self._replays.maps(images, names)
             self.chosen = "eager" if found is None else "cuda-graph"
-            self.why = "a shape's first images" if found is None else "one launch"
+            eager = self._replays.why_not or "a shape's first images"
+            self.why = eager if found is None else "one launch"
             return found
         if not images.is_cpu or images.dtype != torch.float32:
             return None

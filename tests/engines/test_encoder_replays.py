@@ -74,16 +74,37 @@ def test_maps_outlast_the_next_call(replays):
     assert torch.equal(found["one"], kept)
 
 
-def test_the_oldest_shape_goes_when_there_are_too_many(replays, captures):
+def test_shapes_that_take_turns_are_not_captured_again_and_again(replays, captures):
     heights = [4 * (1 + n) for n in range(MOST_GRAPHS + 1)]
-    for height in heights:
+    for _ in range(5):
+        found = [replays.maps(images(height), NAMES) for height in heights]
+    assert [one is None for one in found] == [False] * MOST_GRAPHS + [True]
+    assert len(captures.shapes) == MOST_GRAPHS
+
+
+def test_a_shape_that_is_no_longer_used_makes_room(replays, captures):
+    heights = [4 * (1 + n) for n in range(MOST_GRAPHS + 1)]
+    for height in heights[:-1] * 2:
         replays.maps(images(height), NAMES)
-        replays.maps(images(height), NAMES)
-    assert len(captures.shapes) == MOST_GRAPHS + 1
-    replays.maps(images(heights[1]), NAMES)
-    assert len(captures.shapes) == MOST_GRAPHS + 1
-    replays.maps(images(heights[0]), NAMES)
-    assert captures.shapes[-1] == (1, 3, heights[0], 12)
+    for _ in range(100):
+        found = replays.maps(images(heights[-1]), NAMES)
+    assert found is not None and len(captures.shapes) == MOST_GRAPHS + 1
+    kept = {key[0][2] for key in replays._replays}
+    assert kept == set(heights[1:])
+
+
+def test_an_encoder_that_cannot_be_captured_stays_as_it_is():
+    def refuses(function: Function) -> Function:
+        def replay(images: Tensor) -> dict[str, Tensor]:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        return replay
+
+    replays = EncoderReplays(Tiny().requires_grad_(False), refuses)
+    assert [replays.maps(images(), NAMES) for _ in range(3)] == [None] * 3
+    assert replays.why_not == (
+        "cannot be captured: operation not permitted when stream is capturing"
+    )
 
 
 def test_weights_that_move_are_captured_anew(replays, captures):
