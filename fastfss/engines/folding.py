@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     import onnx
@@ -18,12 +19,36 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
 
     torch's own pass leaves large weights that a method slices, and whatever is split.
     """
+    from onnx import TensorProto
+
     optimizer = import_module("onnxscript.optimizer")
     _fold_splits(model.graph)
+    low = any(one.data_type == TensorProto.BFLOAT16 for one in _of_convolutions(model.graph))
     found: onnx.ModelProto = optimizer.optimize(
         model, input_size_limit=_ANY, output_size_limit=_ANY
     )
+    # What the optimiser makes of a kernel and the batch norm behind it is in float32.
+    for one in _of_convolutions(found.graph) if low else ():
+        if one.data_type == TensorProto.FLOAT:
+            one.CopyFrom(_in_bfloat16(one))
     return found
+
+
+def _of_convolutions(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """Kernels and biases that are constants."""
+    held = {one.name: one for one in graph.initializer}
+    convolutions = (node for node in graph.node if node.op_type in ("Conv", "ConvTranspose"))
+    return [held[name] for node in convolutions for name in node.input[1:] if name in held]
+
+
+def _in_bfloat16(constant: onnx.TensorProto) -> onnx.TensorProto:
+    from onnx import TensorProto, numpy_helper
+
+    values = torch.from_numpy(np.array(numpy_helper.to_array(constant)))
+    content = values.to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+    return TensorProto(
+        name=constant.name, dims=constant.dims, data_type=TensorProto.BFLOAT16, raw_data=content
+    )
 
 
 def _fold_splits(graph: onnx.GraphProto) -> None:

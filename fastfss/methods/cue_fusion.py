@@ -21,7 +21,7 @@ from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.cue_decoder import CueDecoder
-from fastfss.methods.features import Features, encoded_shots, map_of
+from fastfss.methods.features import Features, encoded_shots, map_of, normalised
 from fastfss.methods.frames import frame_size
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.prediction import Prediction
@@ -127,7 +127,7 @@ class CueFusion(FewShotSegmenter):
 
     def embedded(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The maps of the encoder with the learned one."""
-        fine, middle, coarse = (_normalised(maps[name]) for name in self.layers[1:])
+        fine, middle, coarse = (normalised(maps[name]) for name in self.layers[1:])
         size = (middle.shape[2], middle.shape[3])
         together = [
             F.adaptive_avg_pool2d(fine, size),
@@ -296,12 +296,6 @@ def shares(
     """The share of each cell of a grid that is object, and background; see `label_kinds`."""
     inside, outside = F.adaptive_avg_pool2d(kinds, size).to(dtype).unbind(1)
     return inside, outside
-
-
-def _normalised(x: Tensor) -> Tensor:
-    """F.normalize over the channels, in float32 at least: its 1e-12 is 0 in half."""
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    return F.normalize(exact, dim=1).to(x.dtype)
 
 
 def matching_cues(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.errors import expected
@@ -99,6 +100,12 @@ def map_of(features: Features, name: str) -> Tensor:
     if name not in features.maps:
         raise expected("features", f"a map {name!r}", ", ".join(features.maps))
     return features.maps[name]
+
+
+def normalised(x: Tensor) -> Tensor:
+    """F.normalize over the channels, in float32 at least: its 1e-12 is 0 in half."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.normalize(exact, dim=1).to(x.dtype)
 
 
 def encoded_shots(

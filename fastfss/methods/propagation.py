@@ -25,7 +25,7 @@ from torch import Tensor
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.base import FewShotSegmenter
-from fastfss.methods.features import Features, encoded_shots, map_of
+from fastfss.methods.features import Features, encoded_shots, map_of, normalised
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.local_match import local_match_sums
 from fastfss.methods.prediction import Prediction
@@ -315,7 +315,7 @@ def joined(maps: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     ]
     factors = [math.sqrt(weight / sum(weights)) for weight in weights]
     pairs = zip(parts, factors, strict=True)
-    return torch.cat([F.normalize(one, dim=1) * factor for one, factor in pairs], dim=1)
+    return torch.cat([normalised(one) * factor for one, factor in pairs], dim=1)
 
 
 def label_shares(

@@ -114,3 +114,33 @@ def test_weights_that_are_split_become_weights(sizes: list[int] | None) -> None:
     assert [node.op_type for node in result.graph.node] == ["Slice", "Conv"]
     (found,) = session(result.SerializeToString()).run(None, {"x": image})
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_kernels_of_bfloat16_stay_so_when_batch_norm_is_folded_into_them() -> None:
+    low = TensorProto.BFLOAT16
+    rng = np.random.default_rng(0)
+    values = {
+        "w": rng.standard_normal((4, 3, 3, 3)),
+        "b": rng.standard_normal(4),
+        **{name: rng.uniform(0.5, 1.5, 4) for name in ("scale", "shift", "mean", "variance")},
+    }
+    constants = [
+        helper.make_tensor(name, low, one.shape, one.ravel().tolist())
+        for name, one in values.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "scale", "shift", "mean", "variance"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", low, [1, 3, 8, 8])
+    y = helper.make_tensor_value_info("y", low, [1, 4, 6, 6])
+    made = helper.make_graph(nodes, "graph", [x], [y], constants)
+    opsets = [helper.make_opsetid("", 20)]
+    result = folded(helper.make_model(made, opset_imports=opsets, ir_version=9)).graph
+    (node,) = result.node
+    held = {one.name: one for one in result.initializer}
+    assert [held[name].data_type for name in node.input[1:]] == [low, low]
+    factor = values["scale"] / np.sqrt(values["variance"] + 1e-5)
+    found = onnx.numpy_helper.to_array(held[node.input[1]]).astype(np.float32)
+    wanted = values["w"] * factor[:, None, None, None]
+    np.testing.assert_allclose(found, wanted, rtol=0.02)

@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastfss import create_model, list_models
 from fastfss.methods import Features, FewShotSegmenter
+from fastfss.methods.features import normalised
 from tests.methods.options import OPTIONS
 
 # PFENet wants 8 n + 1 pixels, DCAMA a multiple of 32.
@@ -104,3 +106,15 @@ def test_batches_of_features_become_one() -> None:
 def test_unlike_features_are_not_joined(parts: list[Features]) -> None:
     with pytest.raises(ValueError, match="features: expected maps of the same names"):
         Features.cat(parts)
+
+
+def test_positions_of_zeros_are_zeros_when_normalised_in_half() -> None:
+    """1e-12, which keeps a norm from being 0, is 0 in half: 0 / 0."""
+    maps = torch.randn(1, 5, 2, 3, generator=torch.Generator().manual_seed(0))
+    maps[..., 0] = 0
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        found = normalised(maps.to(dtype))
+        assert found.dtype == dtype
+        assert not found[..., 0].any()
+        wanted = F.normalize(maps.to(dtype).double(), dim=1)
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=torch.finfo(dtype).eps)
