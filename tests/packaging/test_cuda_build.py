@@ -90,11 +90,13 @@ def test_maps_are_read_16_bytes_at_a_time_and_products_use_tensor_cores(build):
     for name, text in products.items():
         assert "LDGSTS.E.BYPASS.128" in text, name
         assert "HMMA.16816.F32" in text, name
-    # Architectures, dtypes; for 3 x 3 and 5 x 5 windows: four channels twice, and eight.
+    # Architectures, dtypes; for 3 x 3 and 5 x 5 windows: four channels twice, and eight; rows that
+    # are read in whole words, and others.
     products = {name: text for name, text in code.items() if "convolveI" in name}
-    assert len(products) == 2 * 2 * 2 * 3
+    assert len(products) == 2 * 2 * 2 * 3 * 2
     for name, text in products.items():
         assert "HMMA.16816.F32" in text and "LDS.64" in text, name
+        assert "LDGSTS.E.BYPASS.128" in text, name
 
 
 def test_module_needs_neither_driver_nor_cuda_libraries_to_load(build):
