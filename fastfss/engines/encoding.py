@@ -76,12 +76,11 @@ def accelerate(model: Model, backend: str = "auto", *, report: Report | None = N
     plain = all(one.device.type == "cpu" and one.dtype == torch.float32 for one in weights)
     if backend == "eager" or (backend == "auto" and not (plain or on_gpu)):
         return model
-    if backend == "cuda-graph":
-        reason = None if on_gpu else f"it runs on an NVIDIA GPU, the model is on {model.device}"
-    elif backend != "auto":
+    reason = None
+    if backend == "cuda-graph" and not on_gpu:
+        reason = f"it runs on an NVIDIA GPU, the model is on {model.device}"
+    elif backend in _LIBRARIES:
         reason = _why_not(backend) if plain else "it runs float32 on the CPU here"
-    else:
-        reason = None
     if reason is not None:
         raise NotImplementedError(f"backend {backend!r}: {reason}")
     fast, encoder = copy.copy(model), copy.copy(model.encoder)
