@@ -118,6 +118,8 @@ def evaluate_command(
         return
     if not protocol or data is None or out is None:
         raise typer.BadParameter("expected --protocol, --data and --out (--list-protocols helps)")
+    if refinement is not None and protocol not in ("clicks", "davis"):
+        raise typer.BadParameter(f"--refinement is of clicks and davis, got --protocol {protocol}")
     options = method_options(option or [], None)
     about: dict[str, Any] = {"method": method, "encoder": backbone, "layers": layers}
     about |= {"weights": weights, "size": size, "options": options}

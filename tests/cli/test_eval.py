@@ -152,6 +152,7 @@ def test_two_processes_give_the_same_figures(
         (["--protocol", "hsnet", "--shots", "9"], "images of class"),
         (["--weights", "/nowhere.pth"], "/nowhere.pth"),
         (["--method", "sspp"], "method: expected one of default"),
+        (["--refinement", "none"], "--refinement is of clicks and davis, got --protocol"),
         (["--episodes-file", "/nowhere.json", "--fold", "0"], "/nowhere.json"),
     ],
     ids=lambda one: one if isinstance(one, str) else one[1],
