@@ -16,10 +16,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fastfss.data import MaskLike
+from fastfss.data.masks import IGNORED
 from fastfss.errors import expected, expected_kind
 from fastfss.reading import parse_json
 
-UNSAID = 255
+UNSAID = IGNORED
 
 # What pixels are of which nothing is said.
 Unsaid = Literal["auto", "ignored", "background", "border"]

@@ -17,7 +17,7 @@ from fastfss.data.index import (
     read_rgb,
     scan,
 )
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.data.sets import Item, MaskSet
 from fastfss.errors import expected
 
@@ -55,12 +55,12 @@ class LabelMaps(MaskSet):
         self.name, self.root, self.classes, self.ignores = name, root, classes, ignores
         pairs = [Pair(image, mask) for image, mask in zip(images, masks, strict=True)]
         scanned = scan(root, pairs, read_index_pair, key, progress)
-        allowed = {0, *classes, *([IGNORE] if ignores else [])}
+        allowed = {0, *classes, *([IGNORED] if ignores else [])}
         items = []
         for one, pair, found in zip(names, pairs, scanned, strict=True):
             check_labels(root / pair.mask, found, allowed)
             pixels = {
-                label: count for label, count in found.labels.items() if label not in (0, IGNORE)
+                label: count for label, count in found.labels.items() if label not in (0, IGNORED)
             }
             items.append(Item(one, root / pair.image, root / pair.mask, pixels, found.size))
         self.items = tuple(items)
@@ -78,7 +78,7 @@ def check_labels(mask: Path, scanned: Scanned, allowed: Iterable[int]) -> None:
     """Raise a ValueError that names the mask if it holds any other label."""
     unknown = sorted(set(scanned.labels) - set(allowed))
     if unknown:
-        known = [label for label in allowed if label not in (0, IGNORE)]
+        known = [label for label in allowed if label not in (0, IGNORED)]
         wanted = f"classes {min(known)}..{max(known)}"
         came = ", ".join(map(str, unknown[:5]))
         raise expected(f"mask '{mask}'", wanted, f"label{'s' * (len(unknown) > 1)} {came}")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 
 MULTIPLE = 8  # of both sides of the scaled image
 
@@ -74,7 +74,7 @@ def letterbox_labels(labels: Tensor, size: int, *, enlarge: bool = True) -> Tens
         rows = _nearest(old[0], height).to(labels.device)
         columns = _nearest(old[1], width).to(labels.device)
         labels = labels[:, rows[:, None], columns]
-    return F.pad(labels, (0, size - width, 0, size - height), value=IGNORE)
+    return F.pad(labels, (0, size - width, 0, size - height), value=IGNORED)
 
 
 def _nearest(size: int, new_size: int) -> Tensor:

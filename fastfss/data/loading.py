@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastfss.atomic import atomic_path
 from fastfss.data.index import Progress
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.data.resizing import MaskResize, resize_image, resize_maps
 from fastfss.data.sets import MOST_CLASSES, MaskSet
 from fastfss.errors import expected
@@ -120,7 +120,7 @@ class CachedImages(MaskSet):
             labels = self._planes(number)[3]
             mask = (labels == cls).astype(np.uint8)
             if self.ignores:
-                mask[labels == IGNORE] = IGNORE
+                mask[labels == IGNORED] = IGNORED
             return torch.from_numpy(mask)
         own = sorted(self.items[number].pixels)
         if cls not in own:

@@ -16,7 +16,7 @@ from fastfss.errors import expected, expected_kind
 MaskLike: TypeAlias = ImageLike
 """What `read_mask` takes: the same kinds of things as `read_image`."""
 
-BACKGROUND, IGNORE = 0, 255
+BACKGROUND, IGNORED = 0, 255
 
 # More labels than any one photo is likely to show: a soft edge or JPEG noise, not a label map.
 _MANY_LABELS = 32
@@ -175,8 +175,8 @@ def _pick(labels: npt.NDArray[Any], value: int | None, label: str) -> npt.NDArra
     elif value not in present:
         raise expected(label, f"pixels of label {value}", f"only {_listed(present)}")
     picked: npt.NDArray[Any] = (labels == value).astype(np.uint8)
-    if value != IGNORE:
-        picked[labels == IGNORE] = IGNORE
+    if value != IGNORED:
+        picked[labels == IGNORED] = IGNORED
     return picked
 
 
@@ -189,8 +189,8 @@ def _present(labels: npt.NDArray[Any]) -> list[int]:
 
 def _only_label(present: list[int], label: str) -> int:
     objects = [n for n in present if n != BACKGROUND]
-    if objects != [IGNORE]:
-        objects = [n for n in objects if n != IGNORE]
+    if objects != [IGNORED]:
+        objects = [n for n in objects if n != IGNORED]
     if not objects:
         raise expected(label, "some foreground", "0 in every pixel")
     if len(objects) > 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastfss.data.folders import list_images, read_support_folder
 from fastfss.data.images import read_image
 from fastfss.data.index import Pair, Progress, Scanned, read_labels, read_pair, scan
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.data.sets import MOST_CLASSES, Item, MaskSet
 from fastfss.errors import expected
 from fastfss.reading import read_json, read_text
@@ -65,7 +65,7 @@ class LabelMapFolder(MaskSet):
         else:
             self.classes = classes
             _check_known(scanned, files, classes, root)
-            self.ignores = any(IGNORE in one.labels for one in scanned)
+            self.ignores = any(IGNORED in one.labels for one in scanned)
         self.items = tuple(
             Item(image.stem, image, mask, self._classes_of(one.labels), one.size)
             for (image, mask), one in zip(files, scanned, strict=True)
@@ -86,12 +86,12 @@ class LabelMapFolder(MaskSet):
         if self._value is None:
             return labels
         objects = (labels == self._value).to(torch.uint8)
-        return objects.masked_fill_(labels == IGNORE, IGNORE) if self.ignores else objects
+        return objects.masked_fill_(labels == IGNORED, IGNORED) if self.ignores else objects
 
     def _classes_of(self, labels: Mapping[int, int]) -> dict[int, int]:
         if self._value is not None:
             return {1: labels[self._value]} if self._value in labels else {}
-        return {label: count for label, count in labels.items() if label not in (0, IGNORE)}
+        return {label: count for label, count in labels.items() if label not in (0, IGNORED)}
 
     def _read_listed(self, path: Path) -> frozenset[tuple[int, int]] | None:
         if not path.exists():
@@ -166,7 +166,7 @@ class ClassFolders(MaskSet):
         mask = torch.eq(labels, value).to(torch.uint8)
         if cls != self._own[number]:
             mask.zero_()
-        return mask.masked_fill_(labels == IGNORE, IGNORE) if ignores else mask
+        return mask.masked_fill_(labels == IGNORED, IGNORED) if ignores else mask
 
 
 def read_classes(path: Path) -> dict[int, str]:
@@ -196,7 +196,7 @@ def read_classes(path: Path) -> dict[int, str]:
     repeated = [number for number, count in Counter(n for n, _ in pairs).items() if count > 1]
     if repeated:
         raise expected(f"'{path}'", "each number once", str(repeated[0]))
-    classes = {number: name for number, name in pairs if number not in (0, IGNORE)}
+    classes = {number: name for number, name in pairs if number not in (0, IGNORED)}
     if not classes or max(classes) > MOST_CLASSES:
         wanted = f"1 to {MOST_CLASSES} classes"
         raise expected(f"'{path}'", wanted, f"{max(classes)}" if classes else "none")
@@ -224,7 +224,7 @@ def _check_unique(images: Sequence[Path], folder: Path) -> None:
 def _meaning(scanned: Sequence[Scanned], files: Sequence[tuple[Path, Path]]) -> tuple[int, bool]:
     """Which label is the object of masks without names, and whether 255 is ignored."""
     present = {label for one in scanned for label in one.labels} - {0}
-    objects = sorted(present - {IGNORE}) or sorted(present)
+    objects = sorted(present - {IGNORED}) or sorted(present)
     if len(objects) > 1:
         mask = next(
             mask for (_, mask), one in zip(files, scanned, strict=True) if objects[1] in one.labels
@@ -233,7 +233,7 @@ def _meaning(scanned: Sequence[Scanned], files: Sequence[tuple[Path, Path]]) -> 
         shown = ", ".join(map(str, objects[:10])) + ", ..." * (len(objects) > 10)
         raise expected("masks", wanted, f"labels {shown}")
     value = objects[0] if objects else 1
-    return value, IGNORE in present and value != IGNORE
+    return value, IGNORED in present and value != IGNORED
 
 
 def _check_known(
@@ -243,7 +243,7 @@ def _check_known(
     root: Path,
 ) -> None:
     for (_, mask), one in zip(files, scanned, strict=True):
-        unknown = sorted(set(one.labels) - set(classes) - {0, IGNORE})
+        unknown = sorted(set(one.labels) - set(classes) - {0, IGNORED})
         if unknown:
             wanted = f"the classes of '{root / 'classes.txt'}' ({min(classes)}..{max(classes)})"
             raise expected(f"mask '{mask}'", wanted, f"label {unknown[0]}")

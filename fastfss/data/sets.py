@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.errors import expected, expected_kind
 
 # uint8 labels: 0 is background, 255 ignored.
@@ -97,7 +97,7 @@ class MaskSet(ABC):
         self.check_class(cls)
         labels = self.labels(number)
         mask = (labels == cls).to(torch.uint8)
-        return mask.masked_fill_(labels == IGNORE, IGNORE) if self.ignores else mask
+        return mask.masked_fill_(labels == IGNORED, IGNORED) if self.ignores else mask
 
     @cached_property
     def digest(self) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
 
@@ -90,8 +90,8 @@ def sparsify(labels: Tensor, count: int | None, generator: random.Random) -> Ten
     if count == DENSE:
         return labels.clone()
     flat = labels.flatten()
-    kept = torch.full_like(flat, IGNORE)
-    for value, pixels in enumerate(torch.bincount(flat.int(), minlength=256).tolist()[:IGNORE]):
+    kept = torch.full_like(flat, IGNORED)
+    for value, pixels in enumerate(torch.bincount(flat.int(), minlength=256).tolist()[:IGNORED]):
         if pixels and pixels >= count:
             drawn = torch.tensor(generator.sample(range(pixels), count), dtype=torch.int64)
             kept[torch.nonzero(flat == value)[drawn, 0]] = value
@@ -111,9 +111,9 @@ def one_object(labels: Tensor, generator: random.Random) -> tuple[Tensor, Tensor
     """
     _check(labels)
     counts = torch.bincount(labels.flatten().int(), minlength=256).tolist()
-    objects = [value for value in range(1, IGNORE) if counts[value]]
+    objects = [value for value in range(1, IGNORED) if counts[value]]
     chosen = generator.choice(objects) if objects else 1
-    return single_object(labels, chosen), single_object(labels, chosen, others=IGNORE)
+    return single_object(labels, chosen), single_object(labels, chosen, others=IGNORED)
 
 
 def single_object(labels: Tensor, value: int, *, others: int = 0) -> Tensor:
@@ -126,7 +126,7 @@ def single_object(labels: Tensor, value: int, *, others: int = 0) -> Tensor:
     """
     mask = torch.where(labels == 0, 0, others).to(torch.uint8)
     mask[labels == value] = 1
-    mask[labels == IGNORE] = IGNORE
+    mask[labels == IGNORED] = IGNORED
     return mask
 
 
@@ -140,7 +140,7 @@ def class_of_object(labels: Tensor, region: Tensor) -> int:
     Returns:
         The class; of equals the lowest; 0 where no pixel has any.
     """
-    counts = torch.bincount(labels[region].int(), minlength=256)[1:IGNORE]
+    counts = torch.bincount(labels[region].int(), minlength=256)[1:IGNORED]
     return int(counts.argmax()) + 1 if counts.any() else 0
 
 

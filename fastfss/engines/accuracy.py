@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastfss.data import ImageLike, MaskLike, read_image, read_mask
+from fastfss.data.masks import IGNORED
 from fastfss.engines.base import Engine
 from fastfss.engines.in_torch import EagerEngine
 from fastfss.engines.loading import backend_class
@@ -78,7 +79,7 @@ def class_iou(engine: Engine, task: Task, queries: Sequence[Pair]) -> float:
         size = (pixels.shape[1], pixels.shape[2])
         truth = read_mask(mask, size=size, argument="check mask").numpy()
         found = engine.predict(pixels, task).labels > 0
-        counted = truth != 255
+        counted = truth != IGNORED
         intersection += int((found & (truth == 1) & counted).sum())
         union += int(((found | (truth == 1)) & counted).sum())
     return intersection / max(union, 1)

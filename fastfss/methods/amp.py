@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastfss.annotation import SupportMask
 from fastfss.data import ImageLike
+from fastfss.data.masks import IGNORED
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.base import FewShotSegmenter
@@ -29,7 +30,7 @@ from fastfss.methods.class_rows import (
 from fastfss.methods.features import Features, map_of, stacked_features
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.prototypes import IGNORED, region_masks, upsample
+from fastfss.methods.prototypes import region_masks, upsample
 from fastfss.methods.shots import Images, stacked_shots
 from fastfss.methods.ways import prediction_of
 from fastfss.ops import masked_average_pool

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastfss.annotation import SupportMask
 from fastfss.data import ImageLike
+from fastfss.data.masks import IGNORED
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.aspp import RegASPP
@@ -31,7 +32,7 @@ from fastfss.methods.embedding import WIDTH, convolution
 from fastfss.methods.features import Features, map_of, stacked_features
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.prototypes import IGNORED, upsample
+from fastfss.methods.prototypes import upsample
 from fastfss.methods.shots import Images, stacked_shots
 from fastfss.methods.ways import prediction_of
 from fastfss.methods.weight_estimator import GateAverage, WeightEstimator

@@ -9,11 +9,12 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastfss.data.masks import IGNORED
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.features import Features, map_of
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.prototypes import IGNORED, upsample
+from fastfss.methods.prototypes import upsample
 from fastfss.methods.shots import Images
 from fastfss.methods.stacked import StackedSegmenter
 from fastfss.methods.ways import merge_ways

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfss.data.masks import IGNORED
 from fastfss.encoders import Encoder
 from fastfss.encoders.fcn_vgg import FCNVGG
 from fastfss.errors import CheckpointError, expected
@@ -35,7 +36,6 @@ from fastfss.methods.guided_parts import (
 from fastfss.methods.info import MethodInfo
 from fastfss.methods.memo import TensorMemo
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.prototypes import IGNORED
 from fastfss.methods.shots import Images, shots_of
 from fastfss.methods.ways import prediction_of
 from fastfss.task import Task

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastfss.annotation import SupportMask
 from fastfss.data import ImageLike
+from fastfss.data.masks import IGNORED
 from fastfss.encoders import Encoder
 from fastfss.encoders.pointwise import pointwise
 from fastfss.errors import expected
@@ -485,7 +486,7 @@ class IMRHSNet(LevelPyramid):
     def _on_grid(self, activations: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
         """Activations (B, N, h, w) at the finest grid; 255, not known, is none."""
         finest = maps[self.levels[0][0]]
-        known = torch.where(activations == 255, 0, activations).to(finest.dtype)
+        known = torch.where(activations == IGNORED, 0, activations).to(finest.dtype)
         return _resized(known, finest.shape[2:])
 
 

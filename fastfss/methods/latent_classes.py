@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastfss.data.masks import IGNORED
 from fastfss.errors import expected
-from fastfss.methods.prototypes import IGNORED, upsample
+from fastfss.methods.prototypes import upsample
 from fastfss.ops import masked_average_pool, prototype_match
 
 Upsampling = Literal["nearest", "bilinear"]

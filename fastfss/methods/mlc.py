@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.data import ImageLike, MaskLike, read_image, read_label_map
+from fastfss.data.masks import IGNORED
 from fastfss.encoders import Encoder, load_encoder
 from fastfss.errors import expected
 from fastfss.methods.info import MethodInfo, PublishedScore
@@ -28,7 +29,7 @@ from fastfss.methods.latent_classes import (
     mine_latent_classes,
     spherical_kmeans,
 )
-from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter, cosine_scores, freeze, upsample
+from fastfss.methods.prototypes import PrototypeSegmenter, cosine_scores, freeze, upsample
 from fastfss.methods.rectification import Rectification, Rectifier, region_prototypes
 from fastfss.methods.shots import Images
 from fastfss.weights import MLC_KEYS, load_into

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfss.data.masks import IGNORED
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.alignment import (
@@ -26,7 +27,7 @@ from fastfss.methods.alignment import (
 from fastfss.methods.features import Features, encoded_shots, map_of
 from fastfss.methods.info import MethodInfo, PublishedScore
 from fastfss.methods.prediction import Prediction
-from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter
+from fastfss.methods.prototypes import PrototypeSegmenter
 from fastfss.methods.shots import Images
 from fastfss.ops import masked_average_pool, prototype_match
 from fastfss.task import Task

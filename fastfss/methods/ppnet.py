@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastfss.data.masks import IGNORED
 from fastfss.encoders import Encoder
 from fastfss.errors import expected
 from fastfss.methods.alignment import (
@@ -30,7 +31,6 @@ from fastfss.methods.latent_graph import GraphConfig, Unlabelled
 from fastfss.methods.panet import Ignored, episodes, support_regions
 from fastfss.methods.part_segmenter import SCALE, PartSegmenter, Variant, check_choice
 from fastfss.methods.parts import PartConfig, class_centres, local_vectors
-from fastfss.methods.prototypes import IGNORED
 from fastfss.methods.semantic_branch import SemanticBranch
 from fastfss.weights import KeyMap
 

@@ -19,7 +19,6 @@ from fastfss.methods.shots import Images
 from fastfss.ops import masked_average_pool, prototype_match
 from fastfss.task import Task
 
-IGNORED = 255
 SCALE = 10.0  # of every cosine score (Fan et al., ECCV 2022; Yang et al., ICCV 2021)
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastfss.data.masks import IGNORED
 from fastfss.errors import expected
-from fastfss.methods.prototypes import IGNORED
 
 
 @dataclass(frozen=True)

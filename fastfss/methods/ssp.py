@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfss.data.masks import IGNORED
 from fastfss.encoders import Encoder
 from fastfss.methods.features import encoded_shots
 from fastfss.methods.info import MethodInfo, PublishedScore
-from fastfss.methods.prototypes import IGNORED, PrototypeSegmenter, cosine_scores, freeze, upsample
+from fastfss.methods.prototypes import PrototypeSegmenter, cosine_scores, freeze, upsample
 from fastfss.methods.self_support import SelfSupport, SelfSupportConfig, self_support
 from fastfss.methods.shots import Images
 from fastfss.weights import SSP_KEYS

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.errors import expected, expected_kind
 
 
@@ -99,7 +99,7 @@ def count_pairs(prediction: Tensor, truth: Tensor, labels: int) -> tuple[Tensor,
     predicted = [(prediction == value).flatten(1) for value in range(labels)]
     rows = [torch.stack([(t & p).count_nonzero(1) for p in predicted], 1) for t in true]
     pairs = torch.stack(rows, 1)
-    return pairs, (truth != IGNORE).count_nonzero() - pairs.sum()
+    return pairs, (truth != IGNORED).count_nonzero() - pairs.sum()
 
 
 def checked_maps(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

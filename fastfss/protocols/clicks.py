@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from fastfss.data.masks import IGNORED
 from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
 from fastfss.interactive import InteractiveSession, next_click
@@ -91,7 +92,7 @@ def evaluate_clicks(
     curves, clicking, starting, made = [], 0.0, 0.0, 0
     for item, cls in objects:
         mask = images.mask(item, cls).numpy()
-        truth, ignored = mask == 1, mask == 255
+        truth, ignored = mask == 1, mask == IGNORED
         if not truth.any():
             raise expected("objects", "objects that the masks show", images.items[item].name)
         since = time.perf_counter()

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.errors import expected
 from fastfss.protocols._counting import (
     Meter,
@@ -60,7 +60,7 @@ class DENetBinaryMeter(Meter):
         numbers = checked_classes(classes, prediction, range(1, labels))
         self._move_to(prediction.device)
         top = 1 if self.predictions == "binary" else labels - 1
-        known = (truth == 0) | (truth == 1) | (truth == IGNORE)
+        known = (truth == 0) | (truth == 1) | (truth == IGNORED)
         known &= (prediction >= 0) & (prediction <= top)
         self._note_strays((~known).count_nonzero(), f"truth of 0, 1, 255, prediction of 0..{top}")
         true = truth == 1

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.data.letterbox import letterbox_image, letterbox_labels
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.data.resizing import resize_image, resize_maps
 from fastfss.data.sets import MaskSet
 from fastfss.errors import expected
@@ -130,8 +130,8 @@ class Reader:
         mask = self.images.mask(member, number)
         known = torch.stack([self.images.mask(member, one) == 1 for one in classes]).any(dim=0)
         background = (~known).to(torch.uint8)
-        if self.protocol.void_support != IGNORE:
-            mask = torch.where(mask == IGNORE, self.protocol.void_support, mask)
+        if self.protocol.void_support != IGNORED:
+            mask = torch.where(mask == IGNORED, self.protocol.void_support, mask)
         image, small, rest = (
             self._image(self.images.image(member)),
             self._small_support(mask[None]),
@@ -148,7 +148,7 @@ class Reader:
         for way, number in enumerate(episode.classes, start=1):
             mask = self.images.mask(episode.query, number)
             if truth is None:
-                truth = torch.where(mask == IGNORE, self.protocol.void_query, 0).to(torch.uint8)
+                truth = torch.where(mask == IGNORED, self.protocol.void_query, 0).to(torch.uint8)
             truth[mask == 1] = way
         assert truth is not None
         return truth[None]

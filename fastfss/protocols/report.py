@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from fastfss.atomic import write_text_atomically
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.data.resizing import resize_image
 from fastfss.data.sets import MaskSet
 from fastfss.methods import FewShotSegmenter
@@ -237,7 +237,7 @@ def _support(image: torch.Tensor, mask: torch.Tensor) -> str:
 
 def _outcome(image: torch.Tensor, labels: torch.Tensor, truth: torch.Tensor) -> str:
     """The query at the size at which it was scored."""
-    known, found, wanted = truth != IGNORE, labels > 0, (truth > 0) & (truth != IGNORE)
+    known, found, wanted = truth != IGNORED, labels > 0, (truth > 0) & (truth != IGNORED)
     pixels = resize_image(image, (truth.shape[0], truth.shape[1]))
     layers = {
         _OBJECT: found & wanted & (labels == truth),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.data.coco import COCO_CLASSES
+from fastfss.data.masks import IGNORED
 from fastfss.data.pascal import PASCAL_CLASSES
 from fastfss.errors import expected, expected_kind
 from fastfss.reading import read_text
@@ -143,7 +144,7 @@ class TextLabels:
             large = F.interpolate(found[None, None], size, mode="bilinear")[0, 0]
         share = large / large.max()
         mask = (share >= self.threshold).to(torch.uint8)
-        return mask.masked_fill_((share - self.threshold).abs() < self.unsure, 255)
+        return mask.masked_fill_((share - self.threshold).abs() < self.unsure, IGNORED)
 
     def _maps(self, image: Tensor, labels: Sequence[str], view: View, size: int | None) -> Tensor:
         """Maps on the grid of what CLIP sees of the image."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastfss.data.masks import IGNORED
 from fastfss.data.resizing import resize_maps
 from fastfss.data.sets import MaskSet
 from fastfss.data.sparse import sparsify
@@ -17,7 +18,7 @@ from fastfss.training.activations import ActivationMaps
 from fastfss.training.feature_cache import FeatureCache
 from fastfss.training.recipe import DataConfig, TransformConfig
 from fastfss.training.samplers import Drawn, Sampler
-from fastfss.training.transforms import IGNORED, Transform, is_flipped
+from fastfss.training.transforms import Transform, is_flipped
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfss.data.masks import IGNORED
 from fastfss.data.resizing import resize_image, resize_maps
 from fastfss.training.recipe import TransformConfig
 
 Pair = tuple[Tensor, Tensor]
 
-IGNORED = 255
 # The mean of ImageNet, in 0..255: what PFENet fills borders with.
 _MEAN = tuple(255 * value for value in (0.485, 0.456, 0.406))
 # A published cut must show at least this share of the object; it is drawn again so often.

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfss.annotation import UNSAID
 from fastfss.errors import expected
 from fastfss.methods import Features, FewShotSegmenter
 from fastfss.methods.frames import frame_mask, frame_size
 from fastfss.methods.propagation import LabelPropagation
 from fastfss.task import Task
 
-UNSAID = 255
 # What the mask that was there before counts, beside a click's 1.
 PRIOR_WEIGHT = 0.05
 # How far around a mark that mask is not trusted, see `trust`.

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastfss.annotation import Annotation, annotation_mask
+from fastfss.annotation import UNSAID, Annotation, annotation_mask
 from fastfss.interactive.refinement import Refinement, grabcut
 from fastfss.methods import Features
 from fastfss.video.cache import FeatureCache
 from fastfss.video.clicking import ClickModel
-from fastfss.video.matching import UNSAID, Matcher, Reference, Seen, trust
+from fastfss.video.matching import Matcher, Reference, Seen, trust
 from fastfss.video.memory import Memory
 from fastfss.video.results import FrameResult, Labels, result_of
 from fastfss.video.source import FrameSource

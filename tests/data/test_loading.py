@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import fastfss
 from fastfss.data.loading import CachedImages, in_order
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.data.prepare.coco import prepare_coco
 from fastfss.data.sets import MaskSet, open_set
 from tests.data.own_sets import label_map, write_pair
@@ -40,7 +40,7 @@ def maps(tmp_path: Path) -> MaskSet:
     root.mkdir()
     (root / "classes.txt").write_text("cat\ndog\nsofa\n")
     for n, (size, labels) in enumerate(
-        [((7, 9), (0, 1, 2)), ((13, 21), (2, IGNORE)), ((30, 17), (0,)), ((11, 11), (3, 1, 3))]
+        [((7, 9), (0, 1, 2)), ((13, 21), (2, IGNORED)), ((30, 17), (0,)), ((11, 11), (3, 1, 3))]
     ):
         image, mask = root / "images" / f"{n}.png", root / "masks" / f"{n}.png"
         write_pair(image, mask, label_map(*size, labels), seed=n)
@@ -60,7 +60,7 @@ def many_classes(tmp_path: Path) -> MaskSet:
     """More classes than a label map has, in folders."""
     for n in range(256):
         folder = tmp_path / "many" / f"{n:03}"
-        write_pair(folder / "1.jpg", folder / "1.png", label_map(6, 5, (0, 1, IGNORE)), seed=n)
+        write_pair(folder / "1.jpg", folder / "1.png", label_map(6, 5, (0, 1, IGNORED)), seed=n)
     return open_set("folder", tmp_path / "many")
 
 

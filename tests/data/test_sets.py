@@ -14,7 +14,7 @@ from PIL import Image
 
 import fastfss.data.own_folder as own_folder
 from fastfss.data import index as index_module
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.data.sets import MaskSet, list_sets, open_set
 from tests.data.own_sets import label_map, write_pair
 from tests.shared import shared
@@ -31,7 +31,7 @@ def maps(tmp_path: Path) -> Path:
     root = tmp_path / "maps"
     for name, size, labels, mode in (
         ("a", (7, 9), (0, 1, 2), "L"),
-        ("b", (5, 11), (2, IGNORE), "P"),
+        ("b", (5, 11), (2, IGNORED), "P"),
         ("c", (13, 3), (0, 0, 0), "RGB"),
     ):
         image = root / "images" / f"{name}.png"
@@ -44,7 +44,7 @@ def maps(tmp_path: Path) -> Path:
 def folders(tmp_path: Path) -> Path:
     """Two classes in folders: 1-bit masks, and masks of 3 with 255 ignored."""
     root = tmp_path / "folders"
-    for name, labels, mode in (("apple", (0, 1), "1"), ("screw", (0, 3, IGNORE), "L")):
+    for name, labels, mode in (("apple", (0, 1), "1"), ("screw", (0, 3, IGNORED), "L")):
         for n in (1, 2, 10):
             mask = label_map(6, 7 + n, labels)
             write_pair(root / name / f"{n}.jpg", root / name / f"{n}.png", mask, mode=mode, seed=n)
@@ -63,12 +63,12 @@ def test_label_maps_have_the_classes_of_their_list(maps: Path) -> None:
 def test_labels_and_masks_are_the_files_values(maps: Path) -> None:
     images = open_set("folder", maps)
     for number, (size, labels) in enumerate(
-        [((7, 9), (0, 1, 2)), ((5, 11), (2, IGNORE)), ((13, 3), (0, 0, 0))]
+        [((7, 9), (0, 1, 2)), ((5, 11), (2, IGNORED)), ((13, 3), (0, 0, 0))]
     ):
         truth = torch.from_numpy(label_map(*size, labels))
         assert images.labels(number).equal(truth) and images.labels(number).dtype == torch.uint8
         for cls in images.classes:
-            expected = torch.where(truth == IGNORE, IGNORE, (truth == cls).to(torch.uint8))
+            expected = torch.where(truth == IGNORED, IGNORED, (truth == cls).to(torch.uint8))
             assert images.mask(number, cls).equal(expected)
             assert images.mask(number, cls).dtype == torch.uint8
 
@@ -137,7 +137,7 @@ def test_class_folders_are_numbered_by_name(folders: Path) -> None:
 
 def test_class_folders_read_their_object_whatever_its_label(folders: Path) -> None:
     images = open_set("folder", folders)
-    truth = torch.from_numpy(label_map(6, 17, (0, 3, IGNORE)))
+    truth = torch.from_numpy(label_map(6, 17, (0, 3, IGNORED)))
     assert images.mask(4, 2).equal(torch.where(truth == 3, 1, truth))
     assert images.labels(4).equal(torch.where(truth == 3, 2, truth))
     assert images.mask(4, 1).equal(torch.where(truth == 3, 0, truth))
@@ -163,9 +163,9 @@ def test_without_class_list_there_is_one_object(
     assert images.classes == {1: "object"} and images.ignores == ignores
     for n, labels in enumerate(masks):
         truth = torch.from_numpy(label_map(5, 8, labels))
-        ignored = (truth == IGNORE) & ignores
+        ignored = (truth == IGNORED) & ignores
         assert (images.mask(n, 1) == 1).equal(truth == value)
-        assert (images.labels(n) == IGNORE).equal(ignored)
+        assert (images.labels(n) == IGNORED).equal(ignored)
 
 
 def test_unknown_labels_are_named(maps: Path) -> None:

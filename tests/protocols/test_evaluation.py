@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss import create_model
-from fastfss.data.masks import IGNORE
+from fastfss.data.masks import IGNORED
 from fastfss.methods import FewShotSegmenter
 from fastfss.methods.prediction import Prediction
 from fastfss.protocols import EpisodeList, Protocol, draw_episodes, evaluate, get_protocol
@@ -87,8 +87,8 @@ def test_void_pixels_are_what_the_protocol_says() -> None:
         ("denet", False, False),
     ):
         read = Reader(get_protocol(name), images, model()).read(drawn(name, images).episodes[0])
-        assert bool((read.masks[0][0] == IGNORE).any()) == support, name
-        assert bool((read.truth == IGNORE).any()) == query, name
+        assert bool((read.masks[0][0] == IGNORED).any()) == support, name
+        assert bool((read.truth == IGNORED).any()) == query, name
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_hsnets_figures_at_the_original_size() -> None:
     found = evaluate(network, protocol, images, listed, batch=2)
     for episode, pairs in zip(listed.episodes, found.counts.pairs, strict=True):
         truth = images.mask(episode.query, episode.classes[0])
-        assert pairs.sum() == (truth != IGNORE).sum()
+        assert pairs.sum() == (truth != IGNORED).sum()
         assert pairs[1].sum() == (truth == 1).sum()
         # By hand: both sides resized, the logits brought straight to the image's own size.
         read = Reader(protocol, images, network).read(episode)

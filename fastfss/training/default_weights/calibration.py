@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfss.data.masks import IGNORED
 from fastfss.methods.cue_fusion import CueFusion
 from fastfss.training.default_weights.episodes import Batch, Episodes
 from fastfss.training.default_weights.loop import BATCH, forward
-from fastfss.training.default_weights.photos import IGNORED
 
 SHIFTS = tuple(0.25 * step for step in range(-4, 13))
 EPISODES = 160

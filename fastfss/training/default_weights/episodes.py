@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfss.data.masks import IGNORED
 from fastfss.errors import import_extra
-from fastfss.training.default_weights.photos import IGNORED
 from fastfss.training.default_weights.views import LABEL_SIDE, WHOLE, Views
 
 SHARES = {"coco": 0.25, "clothing": 0.2, "davis": 0.15, "caltech": 0.32, "region": 0.08}

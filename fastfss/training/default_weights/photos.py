@@ -13,7 +13,6 @@ import numpy.typing as npt
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
-IGNORED = 255
 # Frames of a video are alike: one of so many is taken.
 FRAME_STEP = 6
 # Classes that other sets test under another name: no split trains with them.

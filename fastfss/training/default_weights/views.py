@@ -18,9 +18,10 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from fastfss.data.masks import IGNORED
 from fastfss.encoders import Encoder
 from fastfss.errors import import_extra
-from fastfss.training.default_weights.photos import IGNORED, Photo, Pixels, Split
+from fastfss.training.default_weights.photos import Photo, Pixels, Split
 from fastfss.training.default_weights.pseudo_masks import object_mask
 
 SIDE = 320  # of a view
