@@ -148,8 +148,10 @@ def label(
         devices = worker_devices(device, workers)
         workers = len(devices)
     if engine is None and backend == "auto":
-        few = cluster is not None or len(found) < MANY or set(devices) != {"cpu"}
-        backend = "eager" if few else _encoder_backend(settings, threads)
+        if len(found) < MANY:
+            backend = "eager"
+        elif cluster is None and set(devices) == {"cpu"}:
+            backend = _encoder_backend(settings, threads)
     job = LabelJob(outside, chosen, settings, backend, threads)
     if cluster is None:
         run: Runner = partial(run_here, job, devices)

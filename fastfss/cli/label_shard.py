@@ -78,7 +78,7 @@ class LabelJob:
         out: the output folder, absolute.
         formats: what is written, of `fastfss.cli.label_formats.FORMATS`.
         settings: the model and its tasks.
-        backend: of an engine.
+        backend: of the engine, or of the model's encoder.
         threads: CPU threads of each process.
     """
 
@@ -94,7 +94,10 @@ class LabelJob:
 
         keep_freed_memory()
         torch.set_num_threads(self.threads)
-        model = build_model(self.settings, device, self.backend)
+        backend = self.backend
+        if backend == "auto" and self.settings.engine is None and device == "cpu":
+            backend = "eager"  # processes that all measure at once measure each other
+        model = build_model(self.settings, device, backend)
         files = [way.task for way in self.settings.ways if way.task is not None]
         tasks = [load_task(model, file, device) for file in files]
 

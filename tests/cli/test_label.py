@@ -15,8 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fastfss.cli import predict
+from fastfss.cli.label_shard import LabelJob
+from fastfss.cli.prediction_settings import PredictionSettings
 from tests.cli.program import start_until
 from tests.cli.test_label_images import write_tar
 from tests.cli.test_label_shards import contents
@@ -194,6 +198,36 @@ def test_unreadable_image_is_listed_and_webdataset_is_labelled_alike(job, whole,
         name: content for name, content in contents(whole / "masks").items() if name in members
     }
     assert not (out / "annotations.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "wanted"),
+    [
+        ("cpu", "auto", "eager"),  # processes that measure would measure each other
+        ("cpu", "openvino", "openvino"),
+        ("cuda:0", "auto", "auto"),
+    ],
+)
+def test_processes_on_a_cpu_do_not_choose_the_encoders_engine(
+    tmp_path, monkeypatch, device, backend, wanted
+):
+    asked = []
+    monkeypatch.setattr(predict, "build_model", lambda _, *given: asked.append(given))
+    settings = PredictionSettings("ssp", None, None, None, None, {}, None, ())
+    LabelJob(tmp_path, ("masks",), settings, backend, torch.get_num_threads()).start(device)
+    assert asked == [(device, wanted)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["eager", "cuda-graph"])
+def test_labels_on_a_gpu_are_those_of_the_cpu(job, whole, tmp_path, backend):
+    assert run_here(*job, "--device", "cuda", "--backend", backend, "--out", tmp_path / "out") == 0
+    equal = pixels = 0
+    for image in json.loads((whole / "annotations.json").read_text())["images"]:
+        name = f"masks/{image['file_name']}"
+        alike = read_label_map(whole / name) == read_label_map(tmp_path / "out" / name)
+        equal, pixels = equal + int(alike.sum()), pixels + alike.size
+    assert equal >= 0.99 * pixels
 
 
 def test_parquet_has_a_row_for_each_region(job, whole, tmp_path):
