@@ -162,9 +162,8 @@ def measure(
     sets = [case.inputs(dtype, device) for _ in range(sets_for(case, dtype))]
     error = check(case, dtype, sets[0])
     ours = bound(case.ours, sets)
-    # A graph has no autograd: gradients are measured one by one.
-    alone = one_by_one(ours) if case.gradient else by_graph(ours)
-    called, published = one_by_one(ours), one_by_one(bound(case.published, sets))
+    alone, called = by_graph(ours), one_by_one(ours)
+    published = one_by_one(bound(case.published, sets))
     both = {"triton_us": case.by_triton, "cuda_us": case.by_cuda}
     both = both if has_cuda_kernels(device) else {}
     each = {name: by_graph(bound(one, sets)) for name, one in both.items() if one is not None}
@@ -230,7 +229,7 @@ def tunable() -> list[tuple[str, Case, dict[torch.dtype, list[Any]]]]:
     ]
 
 
-def tune(names: Sequence[str], *, device: torch.device, clock: Clock | None = None) -> None:
+def tune(names: Sequence[str], *, device: torch.device, clock: Clock = replayed) -> None:
     """Print the time of every configuration; the first of a kernel's is the one in use."""
     from fastfss.kernels import _launch
 
@@ -239,11 +238,10 @@ def tune(names: Sequence[str], *, device: torch.device, clock: Clock | None = No
             continue
         for dtype, of_dtype in configs.items():
             sets = [case.inputs(dtype, device) for _ in range(sets_for(case, dtype))]
-            time_of = clock or (eager if case.gradient else replayed)
             for config in of_dtype:
                 _launch.overrides[name] = config
                 try:
-                    seconds = time_of(bound(case.by_triton or case.ours, sets))
+                    seconds = clock(bound(case.by_triton or case.ours, sets))
                 finally:
                     del _launch.overrides[name]
                 print(f"{name:26} {dtype!s:15} {seconds * 1e6:9.1f} us  {config}", flush=True)
