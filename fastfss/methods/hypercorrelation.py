@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfss.ops import center_pivot_block, center_pivot_conv4d, dense_correlation
+from fastfss.ops._branch import Branch
 from fastfss.ops._center_pivot_torch import group_norm4d
 from fastfss.ops._gpu_inference import enlarge, run
 from fastfss.ops.center_pivot_parts import center_pivot_block_in_parts
@@ -219,12 +220,18 @@ class HypercorrelationEncoder(nn.Module):
 
     def mix(self, level2: Correlations, level3: Correlations, level4: Correlations) -> Tensor:
         """The map (B, 128, h, w), the mean over what is left of the support grid."""
-        mixed: Tensor = self.encoder_layer4(level4)
-        for level, squeeze, mixer in (
-            (level3, self.encoder_layer3, self.encoder_layer4to3),
-            (level2, self.encoder_layer2, self.encoder_layer3to2),
-        ):
-            mixed = mixer(_enlarged_sum(mixed, squeeze(level)))
+        first = self.encoder_layer4[0]
+        assert isinstance(first, CenterPivotConv4d)
+        device = first.conv1.weight.device
+        with (of_level4 := Branch(device)):
+            mixed: Tensor = self.encoder_layer4(level4)
+        with (of_level3 := Branch(device)):
+            squeezed = self.encoder_layer3(level3)
+            of_level4.join()
+            mixed = self.encoder_layer4to3(_enlarged_sum(mixed, squeezed))
+        squeezed = self.encoder_layer2(level2)
+        of_level3.join()
+        mixed = self.encoder_layer3to2(_enlarged_sum(mixed, squeezed))
         # As neighbours in memory, which are read several times as fast.
         return mixed.permute(0, 2, 3, 4, 5, 1).flatten(3, 4).mean(dim=3).permute(0, 3, 1, 2)
 
