@@ -6,6 +6,7 @@ Aggregation for Few-Shot Segmentation", ECCV 2022.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfss.encoders import Encoder
+from fastfss.encoders.pointwise import pointwise
 from fastfss.errors import expected
 from fastfss.methods.features import Features, map_of
 from fastfss.methods.info import MethodInfo
+from fastfss.methods.memo import TensorMemo
 from fastfss.methods.prediction import Prediction
 from fastfss.methods.shots import Images
 from fastfss.methods.stacked import StackedSegmenter, apart
@@ -99,6 +102,7 @@ class DCAMA(StackedSegmenter):
         # The last map of each of the two finest strides goes to the decoder as it is.
         self.skips = (self.stages[0].layers[-1], self.skip_stage.layers[-1])
         self.model = MaskAggregation(self.stages, self.skip_stage.channels, dropout)
+        self._memo = TensorMemo()
         encoder.requires_grad_(False)
 
     @property
@@ -119,8 +123,8 @@ class DCAMA(StackedSegmenter):
             grid = maps[stage.layers[0]].shape[-2:]
             resized = F.interpolate(objects, grid, mode="bilinear", align_corners=True)
             tensors[f"mask.{stage.stride}"] = resized.squeeze(1)
-            keys = block.project(torch.stack([maps[name] for name in stage.layers], dim=1), 1)
-            tensors |= {f"key.{n}": keys[:, i] for i, n in enumerate(stage.layers)}
+            keys = block.project([maps[name] for name in stage.layers], 1)
+            tensors |= {f"key.{n}": one for n, one in zip(stage.layers, keys, strict=True)}
         return Task(self.method, apart(tensors, masks))
 
     def segment_from(
@@ -134,7 +138,14 @@ class DCAMA(StackedSegmenter):
         size = output_size or features.size
         maps = {name: map_of(features, name) for name in self.map_names}
         queries = self.queries(maps)
-        logits = [self.match(maps, queries, one) for one in tasks]
+        if torch.is_grad_enabled():
+            logits = [self.match(maps, queries, one) for one in tasks]
+        else:
+            of_query = self.model.skipped([maps[name] for name in self.skips], 0)
+            logits = [
+                self.model.decode(self.coarse_masks(queries, one), of_query + self._skipped(one))
+                for one in tasks
+            ]
         if logits[0].shape[-2:] != size:
             logits = [
                 F.interpolate(one, size, mode="bilinear", align_corners=True) for one in logits
@@ -146,16 +157,16 @@ class DCAMA(StackedSegmenter):
         height, width = map_of(features, self.skips[1]).shape[-2:]
         return 4 * height, 4 * width
 
-    def queries(self, maps: dict[str, Tensor]) -> list[Tensor]:
-        """The projected queries (B, L, C, h, w) of each stage."""
+    def queries(self, maps: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        """The projected queries of each stage, L of (B, C, h, w)."""
         return [
-            block.project(torch.stack([maps[name] for name in stage.layers], dim=1), 0)
+            block.project([maps[name] for name in stage.layers], 0)
             for stage, block in zip(self.stages, self.model.blocks, strict=True)
         ]
 
-    def coarse_masks(self, queries: list[Tensor], task: Task) -> list[Tensor]:
+    def coarse_masks(self, queries: Sequence[Sequence[Tensor]], task: Task) -> list[Tensor]:
         """The aggregated masks (B, L, h, w) of each stage."""
-        batch = queries[0].shape[0]
+        batch, dtype = queries[0][0].shape[0], queries[0][0].dtype
         coarse = []
         for stage, block, query in zip(self.stages, self.model.blocks, queries, strict=True):
             names = [f"key.{name}" for name in stage.layers]
@@ -164,24 +175,44 @@ class DCAMA(StackedSegmenter):
                     came = ", ".join(f"{k} {tuple(v.shape)}" for k, v in task.tensors.items())
                     raise expected("task", f"{name} (B, K, {stage.channels}, h, w)", came)
             # One softmax over the positions of all shots.
-            keys = torch.stack(
-                [task.tensors[name].to(query.dtype).transpose(1, 2).flatten(2) for name in names],
-                dim=1,
-            )
-            values = task.tensors[f"mask.{stage.stride}"].to(query.dtype).flatten(1)
-            coarse.append(block(query, keys.expand(batch, -1, -1, -1), values.expand(batch, -1)))
+            keys = [task.tensors[name].to(dtype).transpose(1, 2).flatten(2) for name in names]
+            values = task.tensors[f"mask.{stage.stride}"].to(dtype).flatten(1)
+            expanded = [one.expand(batch, -1, -1) for one in keys]
+            coarse.append(block(query, expanded, values.expand(batch, -1)))
         return coarse
 
-    def match(self, maps: dict[str, Tensor], queries: list[Tensor], task: Task) -> Tensor:
+    def match(
+        self, maps: Mapping[str, Tensor], queries: Sequence[Sequence[Tensor]], task: Task
+    ) -> Tensor:
         """Logits (B, 2, 4h, 4w) for one task, h x w being the grid of stride 4."""
         coarse = self.coarse_masks(queries, task)
-        skips = []
-        for name in self.skips:
-            # Of several shots the decoder sees the largest value at each position.
-            support = task.tensors[f"skip.{name}"].to(maps[name].dtype).amax(dim=1)
-            skips.append((maps[name], support.expand(maps[name].shape[0], -1, -1, -1)))
+        support = self._support_skips(task, maps[self.skips[0]].dtype)
+        skips = [
+            (maps[name], one.expand(maps[name].shape[0], -1, -1, -1))
+            for name, one in zip(self.skips, support, strict=True)
+        ]
         logits: Tensor = self.model(coarse, *skips)
         return logits
+
+    def _support_skips(self, task: Task, dtype: torch.dtype) -> list[Tensor]:
+        """Of several shots the decoder sees the largest value at each position."""
+        kept = [task.tensors[f"skip.{name}"].to(dtype) for name in self.skips]
+        return [one[:, 0] if one.shape[1] == 1 else one.amax(dim=1) for one in kept]
+
+    def _skipped(self, task: Task) -> Tensor:
+        """What a task's own maps add to the decoder; on a CPU computed once.
+
+        A GPU's graph reads tasks where they lie, changed ones too.
+        """
+        weight = self.model.mixing.weight
+        sources = [*(task.tensors[f"skip.{name}"] for name in self.skips), weight]
+        keep = sources[0].device.type == "cpu" and not torch.compiler.is_compiling()
+        found = self._memo.get(sources, None) if keep else None
+        if found is None or (found.is_inference() and not torch.is_inference_mode_enabled()):
+            found = self.model.skipped(self._support_skips(task, weight.dtype), 1)
+            if keep:
+                self._memo.put(sources, None, found)
+        return found
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """The maps that are used, without gradient: the backbone is never trained."""
@@ -215,36 +246,53 @@ class MaskAttention(nn.Module):
         self.linears = nn.ModuleList(nn.Linear(channels, channels) for _ in range(2))
         self.dropout = dropout
 
-    def project(self, maps: Tensor, side: int) -> Tensor:
-        """Queries (side 0) or keys (side 1): (B, L, C, h, w) to the same shape."""
+    def project(
+        self,
+        maps: Sequence[Tensor],  # L of (B, C, h, w)
+        side: int,
+    ) -> list[Tensor]:  # L of (B, C, h, w)
+        """Queries (side 0) or keys (side 1)."""
         linear = self.linears[side]
         assert isinstance(linear, nn.Linear)
-        tokens = maps.flatten(3)
-        tokens = tokens + position_table(*tokens.shape[2:], like=tokens)
+        tokens = torch.cat(list(maps))
+        channels, *grid = tokens.shape[1:]
+        table = position_table(channels, math.prod(grid), like=tokens).view(1, channels, *grid)
+        tokens += torch.empty_like(tokens[:1]).copy_(table)  # in the tokens' order in memory
         tokens = F.dropout(tokens, self.dropout, self.training)
-        projected = torch.matmul(linear.weight, tokens) + linear.bias[:, None]
-        return projected.view(maps.shape)
+        if tokens.is_cpu:
+            projected = pointwise(tokens, linear.weight[:, :, None, None], linear.bias)
+        else:  # as a convolution it would be one of TF32
+            projected = torch.matmul(linear.weight, tokens.flatten(2)) + linear.bias[:, None]
+        return list(projected.view(tokens.shape).chunk(len(maps)))
 
     def forward(
         self,
-        query: Tensor,  # (B, L, C, h, w)
-        key: Tensor,  # (B, L, C, M), M the positions of all shots
+        query: Sequence[Tensor],  # L of (B, C, h, w)
+        key: Sequence[Tensor],  # L of (B, C, M), M the positions of all shots
         value: Tensor,  # (B, M)
     ) -> Tensor:  # (B, L, h, w)
         """Aggregate the mask."""
-        batch, layers, channels, height, width = query.shape
-        depth = channels // HEADS
-        q = query.reshape(batch * layers * HEADS, depth, -1)
-        k = key.reshape(batch * layers * HEADS, depth, -1)
-        scale = depth**-0.5
+        layers = len(query)
+        batch, channels, height, width = query[0].shape
+        q, k = _heads([one.flatten(2) for one in query]), _heads(key)
+        scale = (channels // HEADS) ** -0.5
+        v = value.repeat_interleave(HEADS, dim=0).repeat(layers, 1)
         if self.training and self.dropout > 0:
             attention = F.dropout((scale * q.transpose(1, 2) @ k).softmax(dim=2), self.dropout)
-            v = value.repeat_interleave(layers * HEADS, dim=0).unsqueeze(2)
-            weighted = (attention @ v).squeeze(2)
+            weighted = (attention @ v.unsqueeze(2)).squeeze(2)
         else:
-            v = value.repeat_interleave(layers * HEADS, dim=0).unsqueeze(1)
-            weighted = dense_match(q, k, v, scale=scale, normalize=False).squeeze(1)
-        return weighted.view(batch, layers, HEADS, height, width).mean(dim=2)
+            weighted = dense_match(q, k, v.unsqueeze(1), scale=scale, normalize=False).squeeze(1)
+        return weighted.view(layers, batch, HEADS, height, width).mean(dim=2).transpose(0, 1)
+
+
+def _heads(
+    maps: Sequence[Tensor],  # L of (B, C, N)
+) -> Tensor:  # (L B HEADS, C / HEADS, N)
+    """One batch of all heads, in the maps' order in memory: a copy across it takes ten times."""
+    heads = [one.unflatten(1, (HEADS, -1)) for one in maps]
+    if all(one.stride(2) == 1 for one in heads):
+        return torch.cat([one.transpose(2, 3).flatten(0, 1) for one in heads]).transpose(1, 2)
+    return torch.cat([one.flatten(0, 1) for one in heads])
 
 
 class MaskAggregation(nn.Module):
@@ -285,18 +333,57 @@ class MaskAggregation(nn.Module):
         fine: tuple[Tensor, Tensor],  # query and support (B, C, h, w), stride 8
         finest: tuple[Tensor, Tensor],  # likewise, stride 4
     ) -> Tensor:  # (B, 2, 4h, 4w), h x w of stride 4
-        """Decode the coarse masks, deep to shallow."""
+        """Decode the coarse masks, deep to shallow, as published."""
+        y = torch.cat([self._squeezed(coarse), *fine], dim=1)
+        y = _enlarged(y, finest[0].shape[-2:])
+        return self._finished(self.mixer1(torch.cat([y, *finest], dim=1)))
+
+    @property
+    def mixing(self) -> nn.Conv2d:
+        """The first convolution of all maps together, which has nearly all of the decoder's work.
+
+        It is a sum over maps: those of the query and of the support can be taken apart, and what
+        stays the same computed once.
+        """
+        conv = self.mixer1[0]
+        assert isinstance(conv, nn.Conv2d)
+        return conv
+
+    def skipped(
+        self,
+        skips: Sequence[Tensor],  # (B, C, h, w) of strides 8 and 4
+        side: int,
+    ) -> Tensor:  # (B, 128, h, w) of stride 4
+        """What an image's maps add to `mixing`: the query's (side 0) or the support's (1)."""
+        fine, finest = skips
+        weight = self.mixing.weight
+        second = weight.shape[1] - (2 - side) * finest.shape[1]
+        first = weight.shape[1] - 2 * finest.shape[1] - (2 - side) * fine.shape[1]
+        fine = _enlarged(fine, finest.shape[-2:])
+        added = F.conv2d(fine, weight[:, first : first + fine.shape[1]], padding=1)
+        added += F.conv2d(finest, weight[:, second : second + finest.shape[1]], padding=1)
+        return added
+
+    def decode(
+        self,
+        coarse: Sequence[Tensor],  # (B, L, h, w) of strides 8, 16, 32
+        skipped: Tensor,  # (B, 128, h, w), of both sides
+    ) -> Tensor:  # (B, 2, 4h, 4w)
+        """The same result as `forward`'s, with the skipped maps' part of `mixing` given."""
+        y = _enlarged(self._squeezed(coarse), skipped.shape[-2:])
+        mixed = F.conv2d(y, self.mixing.weight[:, : y.shape[1]], self.mixing.bias, padding=1)
+        return self._finished(self.mixer1[1:](mixed.add_(skipped)))
+
+    def _squeezed(self, coarse: Sequence[Tensor]) -> Tensor:
+        """(B, 128, h, w) of stride 8."""
         two, three, four = coarse
         y = self.conv1(four)
         y = self.conv4(_resize(y, three.shape[-2:]) + self.conv2(three))
-        y = self.conv5(_resize(y, two.shape[-2:]) + self.conv3(two))
-        y = torch.cat([y, *fine], dim=1)
-        y = _double(y)
-        if y.shape[-2:] != finest[0].shape[-2:]:
-            y = _resize(y, finest[0].shape[-2:])
-        y = self.mixer1(torch.cat([y, *finest], dim=1))
-        y = self.mixer2(_double(y))
-        logits: Tensor = self.mixer3(_double(y))
+        squeezed: Tensor = self.conv5(_resize(y, two.shape[-2:]) + self.conv3(two))
+        return squeezed
+
+    def _finished(self, mixed: Tensor) -> Tensor:
+        logits: Tensor = self.mixer3(_double(self.mixer2(_double(mixed))))
         return logits
 
 
@@ -337,3 +424,9 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def _double(x: Tensor) -> Tensor:
     return _resize(x, (2 * x.shape[2], 2 * x.shape[3]))
+
+
+def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
+    """From stride 8 to the grid of stride 4: doubled, and resized where that is not it."""
+    x = _double(x)
+    return x if x.shape[-2:] == tuple(size) else _resize(x, size)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,26 @@ def test_shots_fitted_apart_and_merged_equal_shots_fitted_together(network: DCAM
     apart = [network.encode_support(images[:, k : k + 1], masks[:, k : k + 1]) for k in range(2)]
     merged = network.segment(query, apart[0].merge(apart[1])).logits
     assert_close(merged, published(network, images, masks, query))
+
+
+@torch.no_grad()
+def test_the_supports_part_of_the_decoder_is_computed_once_for_what_it_is(network: DCAMA) -> None:
+    model = copy.deepcopy(network)
+    images, masks, query = episode(batch=2, shots=2, size=64)
+    task = model.encode_support(images, masks)
+    first = model.segment(query, task).logits
+    calls = []
+    skipped = model.model.skipped
+    model.model.skipped = lambda skips, side: calls.append(side) or skipped(skips, side)  # type: ignore[method-assign]
+    assert torch.equal(model.segment(query, task).logits, first)
+    assert calls == [0]
+    # Weights and tasks that change in place are not what they were.
+    model.model.mixing.weight.mul_(0.5)
+    changed = model.segment(query, task).logits
+    assert_close(changed, published(model, images, masks, query))
+    task.tensors[f"skip.{model.skips[1]}"].mul_(2)
+    assert not torch.allclose(model.segment(query, task).logits, changed, rtol=1e-3)
+    assert calls == [0, 0, 1, 0, 1]
 
 
 @torch.no_grad()
