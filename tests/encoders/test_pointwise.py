@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastfss.encoders import create_encoder
-from fastfss.encoders.pointwise import PointwiseConv2d, pointwise, use_pointwise_
+from fastfss.encoders.pointwise import (
+    PointwiseConv2d,
+    PointwiseLinear,
+    linear,
+    pointwise,
+    use_pointwise_,
+)
 from tests.tolerances import assert_close
 
 
@@ -46,6 +52,44 @@ def test_one_thread_leaves_float32_to_onednn(threads, monkeypatch):
     for dtype in (torch.float32, torch.bfloat16):
         pointwise(torch.zeros(1, 3, 2, 2, dtype=dtype), torch.zeros(4, 3, 1, 1, dtype=dtype))
     assert dilations == [2 if threads == 1 else 1, 1]
+
+
+@pytest.mark.parametrize("shape", [(2, 50, 6), (70, 6), (4, 3, 6), (0, 6), (2, 40, 3, 6)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_values_and_gradients_are_those_of_a_linear_layer(threads, dtype, shape):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(*one, generator=generator).to(dtype).requires_grad_()
+        for one in (shape, (4, 6), (4,))
+    )
+    found, wanted = linear(x, weight, bias), F.linear(x, weight, bias)
+    assert found.shape == wanted.shape and found.dtype == dtype
+    assert_close(found, wanted)
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), (x, weight, bias)),
+        torch.autograd.grad(wanted.square().sum(), (x, weight, bias)),
+        strict=True,
+    ):
+        assert_close(one, other)
+
+
+@torch.no_grad()
+def test_many_rows_of_a_linear_layer_go_to_onednn_where_there_is_one(threads, monkeypatch):
+    calls = []
+    real = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *args, **given: (calls.append(1), real(*args))[1])
+    layer = nn.Sequential(nn.Linear(3, 5))
+    use_pointwise_(layer)
+    assert type(layer[0]) is PointwiseLinear
+    for rows in (64, 63):
+        layer(torch.zeros(rows, 3))
+    assert len(calls) == 1
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    layer(torch.zeros(64, 3))
+    assert len(calls) == 1
+    monkeypatch.undo()
+    graph = torch.export.export(layer.eval(), (torch.zeros(64, 3),)).graph
+    assert not any("conv" in str(node.target) for node in graph.nodes)
 
 
 @torch.no_grad()
