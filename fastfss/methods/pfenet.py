@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastfss.encoders import Encoder
 from fastfss.encoders.base import StagedEncoder
+from fastfss.encoders.pointwise import pointwise
 from fastfss.errors import expected, expected_kind
 from fastfss.methods.base import FewShotSegmenter
 from fastfss.methods.features import Features, map_of, stacked_features
@@ -322,7 +323,7 @@ class PFENet(FewShotSegmenter):
             if auxiliary:
                 inner.append(self.inner_cls[index](x))
             least = x if _smaller(grid, size) else _resize(x, size)
-            joined = joined + _resize(F.conv2d(least, weights[index]), size)
+            joined = joined + _resize(pointwise(least, weights[index]), size)
         y = joined.relu()
         return y + self.res2(y), tuple(inner)
 
@@ -338,9 +339,9 @@ class PFENet(FewShotSegmenter):
         of_query, of_vector, of_prior = weight.split([WIDTH, WIDTH, 1], dim=1)
         # Pool and product commute too.
         if _smaller(grid, size):
-            shared = F.conv2d(_pool(features, grid), of_query)
+            shared = pointwise(_pool(features, grid), of_query)
         else:
-            shared = F.conv2d(features, of_query)
+            shared = pointwise(features, of_query)
             if grid != size:
                 shared = _pool(shared, grid)
         ways = len(vectors) // len(features)
