@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Literal
 
 import numpy as np
@@ -371,7 +371,8 @@ class IMRHSNet(LevelPyramid):
 
     def middle(self, maps: Mapping[str, Tensor]) -> Tensor:
         """The sum of the maps at stride 16, in 512 channels: (B, 512, h, w)."""
-        summed = torch.stack([maps[name] for name in self.levels[1]]).sum(dim=0)
+        # Not a sum over an axis of their stack, which takes ten times as long on a CPU.
+        summed = reduce(torch.add, [maps[name] for name in self.levels[1]])
         if not hasattr(self, "conv1024_512"):
             return summed
         # Published after enlarging the sum; the weights of a resize sum to 1.
@@ -453,7 +454,7 @@ class IMRHSNet(LevelPyramid):
     def _gate(self, gate: str, inputs: Tensor, fixed: Tensor) -> Tensor:
         weight = self._conv(gate, 0).weight
         changing = torch.cat([weight[:, : 1 + WIDTH], weight[:, 1 + WIDTH + MIDDLE :]], dim=1)
-        first, second = (fixed + pointwise(inputs, changing)).chunk(2, dim=1)
+        first, second = pointwise(inputs, changing).add_(fixed).chunk(2, dim=1)
         return torch.cat([self._conv(gate, 1)(first), self._conv(gate, 2)(second)], dim=1)
 
     def _conv(self, gate: str, number: int) -> nn.Conv2d:
