@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from bench.compare import compare
+from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.text import ClipTower, cam
 from fastfss.text.labels import OTHERS
 from tests.text.published_cam import published_map
@@ -20,6 +22,8 @@ def test_four_maps_of_three_images(benchmark: Any) -> None:
     vision = CLIPVisionCfg(layers=(3, 4, 6, 3), width=64, patch_size=None, image_size=224)
     text = CLIPTextCfg(context_length=77, vocab_size=49408, width=512, heads=8, layers=12)
     tower = ClipTower(CLIP(1024, vision_cfg=vision, text_cfg=text, quick_gelu=True))
+    fast = copy.deepcopy(tower)
+    use_pointwise_(fast)  # as `load_tower` does
     images = torch.randn(3, 3, tower.size, tower.size)
     names = OTHERS["pascal"]
     prompts = [cam.TEMPLATE.format(name) for name in names]
@@ -34,7 +38,7 @@ def test_four_maps_of_three_images(benchmark: Any) -> None:
 
     def together() -> torch.Tensor:
         with torch.no_grad():
-            return cam.coarse_maps(tower, tower.activations(images), classes, which, labels)
+            return cam.coarse_maps(fast, fast.activations(images), classes, which, labels)
 
     forms = {
         "published": lambda: one_by_one(True),

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fastfss.encoders.pointwise import use_pointwise_
 from fastfss.errors import CheckpointError, import_extra
 from fastfss.text.tokens import tokenize
 from fastfss.weights import load_into, read_checkpoint
@@ -163,6 +164,7 @@ def tower_of(tensors: Mapping[str, Tensor], source: str = "the checkpoint") -> C
     # OpenAI's text towers have QuickGELU, which their state dicts do not say.
     model = library.CLIP(dimensions, vision_cfg=vision, text_cfg=text, quick_gelu=True)
     load_into(model, own, source=source)
+    use_pointwise_(model)
     return ClipTower(model)
 
 
