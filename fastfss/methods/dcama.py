@@ -184,7 +184,7 @@ class DCAMA(StackedSegmenter):
     def match(
         self, maps: Mapping[str, Tensor], queries: Sequence[Sequence[Tensor]], task: Task
     ) -> Tensor:
-        """Logits (B, 2, 4h, 4w) for one task, h x w being the grid of stride 4."""
+        """Logits (B, 2, 4h, 4w) for one task, as published; h x w is the grid of stride 4."""
         coarse = self.coarse_masks(queries, task)
         support = self._support_skips(task, maps[self.skips[0]].dtype)
         skips = [
