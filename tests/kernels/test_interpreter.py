@@ -32,6 +32,7 @@ def test_kernels_in_the_interpreter(name):
     # The real GPU, where there is one, is not the interpreter's.
     environ = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     environ.pop("FASTFSS_REQUIRE_GPU", None)
+    environ["PYTEST_XDIST_AUTO_NUM_WORKERS"] = "0"  # one file
     done = subprocess.run(
         command, env=environ, cwd=HERE.parent.parent, capture_output=True, text=True
     )

@@ -94,9 +94,10 @@ def test_the_folder_holds_cases() -> None:
 def test_an_unknown_prefix_fails(tmp_path: Path) -> None:
     (tmp_path / "nobody_case.npz").write_bytes(b"")
     command = [sys.executable, "-m", "pytest", str(Path(__file__)), "-k", "equals"]
+    own = {"FASTFSS_PARITY_DIR": str(tmp_path), "PYTEST_XDIST_AUTO_NUM_WORKERS": "0"}
     result = subprocess.run(
         [*command, "-p", "no:cacheprovider"],
-        env={**os.environ, "FASTFSS_PARITY_DIR": str(tmp_path)},
+        env={**os.environ, **own},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
