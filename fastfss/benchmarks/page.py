@@ -54,10 +54,10 @@ _TITLES: dict[Area, tuple[str, str]] = {
     "other": ("Other measurements", ""),
 }
 _HOW = (
-    "`pytest bench --benchmark-only` measures all that needs no GPU, one after the other: about "
-    "seventy minutes of an idle core, as its parts add up. bench/methods takes 40 of them, because "
-    "a published forward takes up to 12 seconds a call; a row takes at most 75 seconds, but for "
-    "DCAMA's training step. `pytest bench/FOLDER --benchmark-only` measures a part, "
+    "`pytest bench --benchmark-only` measures all that needs no GPU, one after the other: eighty "
+    "minutes of an idle core. bench/methods takes 50 of them, because a published forward takes up "
+    "to 33 seconds a call (PPNet's of five shots); no row takes more than three and a half "
+    "minutes. `pytest bench/FOLDER --benchmark-only` measures a part, "
     "`--benchmark-json FILE` keeps the rows, `-s` shows them."
 )
 _NO_PLOT = {
