@@ -13,8 +13,9 @@ class Branch:
     A small kernel fills a few of the GPU's multiprocessors, and others can have the rest. Launched
     one by one they would not meet, so that elsewhere, and on a CPU, all is done in its turn.
 
-    Memory that is freed here comes back here alone, or after a later branch has waited for all that
-    came before it: what one allocates, the other may free.
+    Hold what the branch reads until `join`: freed before, it would be given to what runs beside it.
+    What the branch makes may be freed anywhere after `join`; it comes back to a later branch alone,
+    which waits for all before it.
 
     Args:
         device: where the work is done.
