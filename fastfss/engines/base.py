@@ -209,7 +209,9 @@ class Engine(ABC):
             held[spec.name] = tensor = map_of(features, spec.name)
             if not spec.fits(tensor.shape):
                 raise expected("features", f"a map {spec}", str(tuple(tensor.shape)))
-        return {k: t.detach().to(self.device, torch.float32) for k, t in held.items()}
+        # The very tensors where they will do: what methods make of them once is known by them.
+        plain = {k: t.detach() if t.requires_grad else t for k, t in held.items()}
+        return {k: t.to(self.device, torch.float32) for k, t in plain.items()}
 
     def segment_from(
         self,

@@ -13,6 +13,7 @@ import torch
 
 from fastfss import Task, engines
 from fastfss.engines import EngineError, Manifest
+from fastfss.engines.base import task_input
 from fastfss.engines.manifest import ENCODE, MANIFEST, MATCH, WEIGHTS
 from tests.engines.conftest import Exported
 from tests.engines.small import annotated, fitted, model
@@ -112,6 +113,18 @@ def test_images_and_maps_of_another_size_are_refused(exported: Exported) -> None
     smaller = model("ssp").encode(torch.zeros(1, 3, 65, 65))
     with pytest.raises(ValueError, match="features: expected a map"):
         engine.match(smaller, fitted("ssp"))
+
+
+def test_a_task_that_fits_is_matched_itself_and_not_a_copy(exported: Exported) -> None:
+    """What DCAMA, PPNet and guided networks make of a task once is known by its tensors."""
+    engine = engines.load(exported("panet"), "eager")
+    features = model("panet").encode(torch.zeros(1, 3, *engine.manifest.fixed_size()))
+    task = fitted("panet")
+    inputs = engine.match_inputs(features, task)
+    for name, tensor in task.tensors.items():
+        assert inputs[task_input(1, name)] is tensor
+    wanting = Task(task.method, {k: t.clone().requires_grad_() for k, t in task.tensors.items()})
+    assert not any(one.requires_grad for one in engine.match_inputs(features, wanting).values())
 
 
 def test_stats_tell_of_load_first_call_and_medians(exported: Exported) -> None:
