@@ -138,14 +138,11 @@ class DCAMA(StackedSegmenter):
         size = output_size or features.size
         maps = {name: map_of(features, name) for name in self.map_names}
         queries = self.queries(maps)
-        if torch.is_grad_enabled():
-            logits = [self.match(maps, queries, one) for one in tasks]
-        else:
-            of_query = self.model.skipped([maps[name] for name in self.skips], 0)
-            logits = [
-                self.model.decode(self.coarse_masks(queries, one), of_query + self._skipped(one))
-                for one in tasks
-            ]
+        of_query = self.model.skipped([maps[name] for name in self.skips], 0)
+        logits = [
+            self.model(self.coarse_masks(queries, one), of_query + self._skipped(one))
+            for one in tasks
+        ]
         if logits[0].shape[-2:] != size:
             logits = [
                 F.interpolate(one, size, mode="bilinear", align_corners=True) for one in logits
@@ -181,35 +178,21 @@ class DCAMA(StackedSegmenter):
             coarse.append(block(query, expanded, values.expand(batch, -1)))
         return coarse
 
-    def match(
-        self, maps: Mapping[str, Tensor], queries: Sequence[Sequence[Tensor]], task: Task
-    ) -> Tensor:
-        """Logits (B, 2, 4h, 4w) for one task, as published; h x w is the grid of stride 4."""
-        coarse = self.coarse_masks(queries, task)
-        support = self._support_skips(task, maps[self.skips[0]].dtype)
-        skips = [
-            (maps[name], one.expand(maps[name].shape[0], -1, -1, -1))
-            for name, one in zip(self.skips, support, strict=True)
-        ]
-        logits: Tensor = self.model(coarse, *skips)
-        return logits
-
-    def _support_skips(self, task: Task, dtype: torch.dtype) -> list[Tensor]:
-        """Of several shots the decoder sees the largest value at each position."""
-        kept = [task.tensors[f"skip.{name}"].to(dtype) for name in self.skips]
-        return [one[:, 0] if one.shape[1] == 1 else one.amax(dim=1) for one in kept]
-
     def _skipped(self, task: Task) -> Tensor:
-        """What a task's own maps add to the decoder; on a CPU computed once.
+        """What a task's own maps add to the decoder; without gradients on a CPU computed once.
 
         A GPU's graph reads tasks where they lie, changed ones too.
         """
         weight = self.model.mixing.weight
         sources = [*(task.tensors[f"skip.{name}"] for name in self.skips), weight]
-        keep = sources[0].device.type == "cpu" and not torch.compiler.is_compiling()
+        keep = sources[0].device.type == "cpu" and not torch.is_grad_enabled()
+        keep = keep and not torch.compiler.is_compiling()
         found = self._memo.get(sources, None) if keep else None
         if found is None or (found.is_inference() and not torch.is_inference_mode_enabled()):
-            found = self.model.skipped(self._support_skips(task, weight.dtype), 1)
+            # Of several shots the decoder sees the largest value at each position.
+            kept = [one.to(weight.dtype) for one in sources[:-1]]
+            largest = [one[:, 0] if one.shape[1] == 1 else one.amax(dim=1) for one in kept]
+            found = self.model.skipped(largest, 1)
             if keep:
                 self._memo.put(sources, None, found)
         return found
@@ -327,17 +310,6 @@ class MaskAggregation(nn.Module):
         """The attention of each stage."""
         return [block for block in self.DCAMA_blocks if isinstance(block, MaskAttention)]
 
-    def forward(
-        self,
-        coarse: Sequence[Tensor],  # (B, L, h, w) of strides 8, 16, 32
-        fine: tuple[Tensor, Tensor],  # query and support (B, C, h, w), stride 8
-        finest: tuple[Tensor, Tensor],  # likewise, stride 4
-    ) -> Tensor:  # (B, 2, 4h, 4w), h x w of stride 4
-        """Decode the coarse masks, deep to shallow, as published."""
-        y = torch.cat([self._squeezed(coarse), *fine], dim=1)
-        y = _enlarged(y, finest[0].shape[-2:])
-        return self._finished(self.mixer1(torch.cat([y, *finest], dim=1)))
-
     @property
     def mixing(self) -> nn.Conv2d:
         """The first convolution of all maps together, which has nearly all of the decoder's work.
@@ -364,26 +336,20 @@ class MaskAggregation(nn.Module):
         added += F.conv2d(finest, weight[:, second : second + finest.shape[1]], padding=1)
         return added
 
-    def decode(
+    def forward(
         self,
         coarse: Sequence[Tensor],  # (B, L, h, w) of strides 8, 16, 32
-        skipped: Tensor,  # (B, 128, h, w), of both sides
+        skipped: Tensor,  # (B, 128, h, w) of stride 4, of both sides
     ) -> Tensor:  # (B, 2, 4h, 4w)
-        """The same result as `forward`'s, with the skipped maps' part of `mixing` given."""
-        y = _enlarged(self._squeezed(coarse), skipped.shape[-2:])
-        mixed = F.conv2d(y, self.mixing.weight[:, : y.shape[1]], self.mixing.bias, padding=1)
-        return self._finished(self.mixer1[1:](mixed.add_(skipped)))
-
-    def _squeezed(self, coarse: Sequence[Tensor]) -> Tensor:
-        """(B, 128, h, w) of stride 8."""
+        """Decode the coarse masks, deep to shallow."""
         two, three, four = coarse
         y = self.conv1(four)
         y = self.conv4(_resize(y, three.shape[-2:]) + self.conv2(three))
-        squeezed: Tensor = self.conv5(_resize(y, two.shape[-2:]) + self.conv3(two))
-        return squeezed
-
-    def _finished(self, mixed: Tensor) -> Tensor:
-        logits: Tensor = self.mixer3(_double(self.mixer2(_double(mixed))))
+        y = self.conv5(_resize(y, two.shape[-2:]) + self.conv3(two))
+        y = _enlarged(y, skipped.shape[-2:])
+        mixed = F.conv2d(y, self.mixing.weight[:, : y.shape[1]], self.mixing.bias, padding=1)
+        y = self.mixer1[1:](mixed.add_(skipped))
+        logits: Tensor = self.mixer3(_double(self.mixer2(_double(y))))
         return logits
 
 

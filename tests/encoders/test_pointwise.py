@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fastfss.encoders import create_encoder
 from fastfss.encoders.pointwise import (
@@ -26,6 +26,14 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+def assert_agree(found: Tensor, wanted: Tensor, leaves: tuple[Tensor, ...]) -> None:
+    """Values, and gradients of the leaves."""
+    assert_close(found, wanted)
+    gradients = [torch.autograd.grad(one.square().sum(), leaves) for one in (found, wanted)]
+    for one, other in zip(*gradients, strict=True):
+        assert_close(one, other)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_values_and_gradients_are_those_of_a_convolution(threads, dtype):
     generator = torch.Generator().manual_seed(0)
@@ -34,13 +42,7 @@ def test_values_and_gradients_are_those_of_a_convolution(threads, dtype):
         for shape in ((2, 5, 7, 6), (4, 5, 1, 1), (4,))
     )
     found, wanted = pointwise(x, weight, bias), F.conv2d(x, weight, bias)
-    assert_close(found, wanted)
-    for one, other in zip(
-        torch.autograd.grad(found.square().sum(), (x, weight, bias)),
-        torch.autograd.grad(wanted.square().sum(), (x, weight, bias)),
-        strict=True,
-    ):
-        assert_close(one, other)
+    assert_agree(found, wanted, (x, weight, bias))
 
 
 def test_one_thread_leaves_float32_to_onednn(threads, monkeypatch):
@@ -64,13 +66,7 @@ def test_values_and_gradients_are_those_of_a_linear_layer(threads, dtype, shape)
     )
     found, wanted = linear(x, weight, bias), F.linear(x, weight, bias)
     assert found.shape == wanted.shape and found.dtype == dtype
-    assert_close(found, wanted)
-    for one, other in zip(
-        torch.autograd.grad(found.square().sum(), (x, weight, bias)),
-        torch.autograd.grad(wanted.square().sum(), (x, weight, bias)),
-        strict=True,
-    ):
-        assert_close(one, other)
+    assert_agree(found, wanted, (x, weight, bias))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfss.methods import DCAMA
-from fastfss.methods.dcama import HEADS, MaskAttention
+from fastfss.methods.dcama import HEADS, MaskAggregation, MaskAttention
 
 
 def position_encoding(positions: int, channels: int) -> Tensor:
@@ -65,5 +65,30 @@ def published_forward(
         (queries[name], torch.stack([one[name] for one in supports]).amax(dim=0))
         for name in model.skips
     ]
-    logits: Tensor = model.model(coarse, *skips)
+    return published_decoder(model.model, coarse, *skips)
+
+
+def published_decoder(
+    decoder: MaskAggregation,
+    coarse: Sequence[Tensor],  # (B, L, h, w) of strides 8, 16, 32
+    fine: tuple[Tensor, Tensor],  # query and support (B, C, h, w), stride 8
+    finest: tuple[Tensor, Tensor],  # likewise, stride 4
+) -> Tensor:
+    """Logits (B, 2, 4h, 4w), h x w of stride 4, of all maps next to each other."""
+
+    def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
+
+    def doubled(x: Tensor) -> Tensor:
+        return resized(x, [2 * side for side in x.shape[-2:]])
+
+    two, three, four = coarse
+    y = decoder.conv1(four)
+    y = decoder.conv4(resized(y, three.shape[-2:]) + decoder.conv2(three))
+    y = decoder.conv5(resized(y, two.shape[-2:]) + decoder.conv3(two))
+    y = doubled(torch.cat([y, *fine], dim=1))
+    if y.shape[-2:] != finest[0].shape[-2:]:
+        y = resized(y, finest[0].shape[-2:])
+    y = decoder.mixer2(doubled(decoder.mixer1(torch.cat([y, *finest], dim=1))))
+    logits: Tensor = decoder.mixer3(doubled(y))
     return logits

@@ -9,6 +9,7 @@ import torch
 
 from fastfss.ops import _branch
 from fastfss.ops._branch import Branch
+from tests.kernels.helpers import captured
 
 CUDA = torch.device("cuda", 0)
 
@@ -88,15 +89,8 @@ def test_a_graph_of_branches_computes_what_their_turns_do():
         return a + c
 
     wanted = compute()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = compute()
+    replay = captured(compute)
     for scale in (1, 0.5):
         x.mul_(scale)
-        graph.replay()
+        found = replay()
         torch.testing.assert_close(found, wanted if scale == 1 else compute())

@@ -60,15 +60,19 @@ def _forward(case: Case, report: Report) -> None:
         report.compare_if_there(case, f"mid_coarse_{index}", one)
     found_maps: dict[str, Tensor] = {}
     steps = {"mixer1": 4 if swin else 2, "mixer2": 8 if swin else 4, "conv3": 4 if swin else 2}
+    modules = {name: name for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "mixer2")}
+    # Its first convolution is taken apart.
+    modules["mixer1"] = "mixer1.3"
     hooks = [
-        model.model.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: found_maps.update({name: output})
+        model.model.get_submodule(module).register_forward_hook(
+            lambda _module, _inputs, output, name=name: found_maps.update({name: output.clone()})
         )
-        for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "mixer1", "mixer2")
+        for name, module in modules.items()
     ]
     prediction = model.segment(query, task)
     for hook in hooks:
         hook.remove()
+    assert found_maps.keys() == modules.keys()
     for name, one in found_maps.items():
         step = steps.get(name, 2)
         channels = 4 if name == "mixer2" else 8
